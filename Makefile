@@ -1,0 +1,58 @@
+# make fit      set up, then train the default recipe
+# make test     set up, then run the fast tests
+# make check    lint, format, types, import direction
+# make slow     tests that take minutes
+# make bench    benchmarks
+#
+# Set-up makes .venv once with the releases of constraints.txt; it is made anew only when pyproject.toml or
+# constraints.txt change. Another interpreter: make fit PYTHON=python3.12
+
+PYTHON ?= python3
+RECIPE ?= recipes/digits.py
+LOGS ?= lightning_logs
+ARGS ?=
+
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# albumentations asks the network for a newer release unless told not to
+export NO_ALBUMENTATIONS_UPDATE = 1
+# small nets on small batches: a second thread costs more than it brings
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: fit test check slow bench clean
+.DELETE_ON_ERROR:
+
+fit: .venv/installed
+	$(BIN)/python -m framework fit $(RECIPE) --logs $(LOGS) $(ARGS)
+	@echo
+	@echo "See the curves:  $(BIN)/tensorboard --logdir $(LOGS)"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+slow: .venv/installed-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[dev]'
+	@touch .venv/installed $@
