@@ -1,0 +1,60 @@
+"""A training framework whose regularizers and optimizers are plugins that combine by declared rules."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from framework.batch import MixedTarget, Outcome
+    from framework.data import Data
+    from framework.errors import UserError
+    from framework.module import Core
+    from framework.phase import Phase
+    from framework.plugin import Plugin
+    from framework.recipe import Recipe
+    from framework.run import Run, fit, predict, test, validate
+    from framework.step import Step
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Core": "module",
+    "Data": "data",
+    "MixedTarget": "batch",
+    "Outcome": "batch",
+    "Phase": "phase",
+    "Plugin": "plugin",
+    "Recipe": "recipe",
+    "Run": "run",
+    "Step": "step",
+    "UserError": "errors",
+    "fit": "run",
+    "predict": "run",
+    "test": "run",
+    "validate": "run",
+}
+__all__ = [
+    "Core",
+    "Data",
+    "MixedTarget",
+    "Outcome",
+    "Phase",
+    "Plugin",
+    "Recipe",
+    "Run",
+    "Step",
+    "UserError",
+    "__version__",
+    "fit",
+    "predict",
+    "test",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # names are looked up on first use, so that `python -m framework --help` need not import torch
+    if name in _HOME:
+        return getattr(importlib.import_module(f"framework.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'framework' has no attribute {name!r}")

@@ -1,0 +1,96 @@
+"""What the framework takes a batch to be, and targets that are mixtures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Outcome(NamedTuple):
+    """What one batch gave.
+
+    Args:
+        loss: the data loss J, a scalar: a mean over the batch's samples (or over what ``Core.count`` counts); None to
+            leave the batch out.
+        prediction: what the metrics see, None for nothing.
+        target: what the metrics compare it with: the clean target.
+    """
+
+    loss: Tensor | None
+    prediction: Any = None
+    target: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedTarget:
+    r"""Targets under mixing: weighted pairs whose loss is the weighted mean of losses.
+
+    .. math:: J = \sum_j w_j\, L(\hat y, y_j), \qquad \sum_j w_j = 1
+
+    so that any loss works, and metrics keep the clean target.
+
+    Args:
+        pairs: ``(target, weight)`` pairs; each target has the clean target's shape.
+        clean: the target of the samples before any mixing.
+    """
+
+    pairs: tuple[tuple[Any, float], ...]
+    clean: Any
+
+    def mix(self, permutation: Tensor, weight: float) -> MixedTarget:
+        """Mix once more: ``weight`` of each target with ``1 - weight`` of the target at ``permutation``."""
+        kept = [(target, share * weight) for target, share in self.pairs]
+        partners = [(target[permutation], share * (1 - weight)) for target, share in self.pairs]
+        return MixedTarget((*kept, *partners), self.clean)
+
+    @staticmethod
+    def of(target: Any) -> MixedTarget:
+        """Return ``target`` as a mixture, itself where it is one already."""
+        return target if isinstance(target, MixedTarget) else MixedTarget(((target, 1.0),), target)
+
+    def to(self, device: torch.device | str) -> MixedTarget:
+        """Return the mixture with its tensors on ``device``."""
+        pairs = tuple((target.to(device), weight) for target, weight in self.pairs)
+        return MixedTarget(pairs, self.clean.to(device))
+
+
+def loss_of(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:
+    """Return ``loss(prediction, target)``, summed over the weighted pairs of a :class:`MixedTarget`."""
+    if not isinstance(target, MixedTarget):
+        return loss(prediction, target)
+    terms = [loss(prediction, one) * weight for one, weight in target.pairs if weight]
+    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+
+def clean_target(target: Any) -> Any:
+    """Return the target as it was before any mixing."""
+    return target.clean if isinstance(target, MixedTarget) else target
+
+
+def input_of(batch: Any) -> Any:
+    """Return a batch's input: the first of a tuple or list, or the entry ``"input"`` of a mapping."""
+    return batch["input"] if isinstance(batch, Mapping) else batch[0]
+
+
+def target_of(batch: Any) -> Any:
+    """Return a batch's target: the second of a tuple or list, or the entry ``"target"`` of a mapping."""
+    return batch["target"] if isinstance(batch, Mapping) else batch[1]
+
+
+def replace(batch: Any, **parts: Any) -> Any:
+    """Return a shallow copy of the batch with its ``input`` or ``target`` replaced."""
+    if isinstance(batch, Mapping):
+        return {**batch, **parts}
+    changed = list(batch)
+    for name, value in parts.items():
+        changed[("input", "target").index(name)] = value
+    return tuple(changed)
+
+
+def size_of(batch: Any) -> int:
+    """Return the number of samples in a batch: the first dimension of its input."""
+    return int(len(input_of(batch)))

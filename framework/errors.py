@@ -1,0 +1,30 @@
+"""Mistakes that a user can mend, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a recipe, a flag or a plugin that its author can mend.
+
+    The message is one line that names the argument, the value received and what to do. The command line prints it
+    without a traceback and exits with code 2; from Python it is an ordinary exception.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``word``, else the list of known names.
+
+    Example:
+        >>> did_you_mean("alhpa", ["alpha", "p"])
+        "; did you mean 'alpha'?"
+        >>> did_you_mean("zzz", ["alpha", "p"])
+        '; known: alpha, p'
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(names) if names else 'none'}"

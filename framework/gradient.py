@@ -1,0 +1,195 @@
+"""The gradient of one optimizer step, over all its micro-batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from framework.batch import Outcome, size_of
+from framework.data import Window
+from framework.errors import UserError
+
+if TYPE_CHECKING:
+    from framework.module import Core
+
+
+class NonFiniteError(UserError):
+    """The objective turned infinite or not a number."""
+
+
+class Gradient:
+    r"""Adds the gradient of :math:`\sum_m s_m (J_m + \sum_i \alpha_i\Omega_{i,m})` to the weights' ``grad``.
+
+    :math:`s_m` is micro-batch m's share of the step's samples (times the number of ranks, by which
+    ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, a short last
+    window included.
+
+    Args:
+        core: whose objective it is.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._transform_batch = core.answers.calls("transform_batch")
+        self._edit = core.answers.calls("edit_weights")
+        self._penalties = [(plugin.name, plugin.penalty) for plugin in core.answers.of("penalty")]
+        self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
+        self._wrapper: DistributedDataParallel | None = None
+        self._backward: Callable[[Tensor], None] = core.manual_backward
+        self._counts_samples = True
+
+    def prepare(self) -> None:
+        """Find out how this run does backward; once training starts."""
+        from framework.module import Core
+
+        core, trainer = self._core, self._core.trainer
+        precision = trainer.precision_plugin
+        self._counts_samples = type(core).count is Core.count
+        self._stream = core.at.stream("model")
+        self._autocast = precision.forward_context if isinstance(precision, MixedPrecision) else None
+        wrapped = trainer.strategy.model
+        self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
+        self._backward = core.manual_backward
+        hooks = ("on_before_backward", "on_after_backward", "backward")
+        watched = any(_has_own(one, hook) for one in (core, *trainer.callbacks) for hook in hooks)
+        if type(trainer.strategy) is SingleDeviceStrategy and not getattr(precision, "scaler", None) and not watched:
+            self._backward = _backward  # what manual_backward comes to here, less some 30 microseconds of asking
+
+    def __call__(self, window: Window) -> Tensor | None:
+        r"""Add the gradient of one window; asked again for the same window it takes the same draws.
+
+        Returns:
+            :math:`\sum_m s_m\tilde J_m` without a graph, None where every micro-batch was left out.
+        """
+        step = self._core.at
+        shares, sizes = self._shares(window)
+        last = len(window.batches) - 1
+        step.micros, step.start = last + 1, window.start
+        total: Tensor | None = None
+        for micro, batch in enumerate(window.batches):
+            step.micro, step.count = micro, size_of(batch)
+            if self._wrapper is not None and micro < last:
+                with self._wrapper.no_sync():
+                    value = self._micro_batch(batch, shares[micro], sizes[micro])
+            else:
+                value = self._micro_batch(batch, shares[micro], sizes[micro])
+            if value is not None:
+                total = value if total is None else total + value
+            step.start += step.count
+        return total
+
+    def _shares(self, window: Window) -> tuple[list[float], list[float]]:
+        core, world = self._core, self._core.at.world
+        if self._counts_samples:
+            if len(window.batches) == 1 and world == 1:
+                return [1.0], [float(window.total)]
+            sizes = [float(size_of(batch)) for batch in window.batches]
+            total = float(window.total)
+        else:
+            sizes = [float(core.count(batch)) for batch in window.batches]
+            total = sum(sizes)
+            if world > 1:
+                reduced = torch.tensor(total, dtype=torch.float64, device=core.device)
+                torch.distributed.all_reduce(reduced)
+                total = float(reduced)
+        return [size * world / total for size in sizes], sizes
+
+    def _micro_batch(self, batch: Any, share: float, size: float) -> Tensor | None:
+        core, step = self._core, self._core.at
+        _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, core.device)
+        for transform in self._transform_batch:
+            batch = transform(batch, step)
+        core.observers.live = True  # through backward: activation checkpointing runs parts of forward again there
+        try:
+            if self._edit:
+                with torch.no_grad():
+                    for edit in self._edit:
+                        edit(step)
+            if self._autocast is None:
+                outcome = core.compute_loss(batch)
+            else:
+                with self._autocast():
+                    outcome = core.compute_loss(batch)
+            if not isinstance(outcome, Outcome):
+                outcome = Outcome(outcome)
+            if outcome.loss is None:
+                return None
+            objective = self._objective(outcome.loss, size)
+            if share != 1.0:
+                objective = objective * share
+            self._backward(objective)
+        finally:
+            core.observers.live = False
+            if self._edit:
+                core.edits.undo()
+        core.recorder.see(outcome)
+        return objective.detach()
+
+    def _objective(self, loss: Tensor, size: float) -> Tensor:
+        core = self._core
+        if loss.numel() != 1:
+            raise UserError(
+                f"step {core.at.index}: the loss has shape {tuple(loss.shape)}, not one number; return a mean over samples"
+            )
+        objective = loss
+        terms: dict[str, Tensor] = {"loss": loss}
+        for name, penalty in self._penalties:
+            for tag, term in named_terms(name, penalty(core.at)).items():
+                terms[tag] = term
+                objective = objective + term
+        core.recorder.add(terms, size)
+        # on an accelerator reading a number every step would make every step wait for it
+        if (loss.device.type == "cpu" or core.at.logged) and not math.isfinite(objective.item()):
+            name = next((tag for tag, term in terms.items() if not math.isfinite(term.item())), "objective")
+            raise NonFiniteError(
+                f"step {core.at.index}: {name} is {terms.get(name, objective).item()}; lower the learning rate, clip"
+                " gradients (Optimizer(clip_norm=1.0)), or look at the batch"
+            )
+        return objective
+
+
+def named_terms(name: str, answer: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return a plugin's answer as terms by tag: ``penalty/<plugin>`` or ``penalty/<plugin>/<term>``."""
+    if answer is None:
+        return {}
+    if isinstance(answer, Mapping):
+        return {f"penalty/{name}/{term}": value for term, value in answer.items()}
+    return {f"penalty/{name}": answer}
+
+
+def without_autocast(core: Core) -> AbstractContextManager[Any]:
+    """Return a context without autocast: Lightning has it on for all of ``training_step``, backward and update too."""
+    if isinstance(core.trainer.precision_plugin, MixedPrecision):
+        return torch.autocast(core.device.type, enabled=False)
+    return nullcontext()
+
+
+def _backward(objective: Tensor) -> None:
+    objective.backward()  # type: ignore[no-untyped-call]
+
+
+def _has_own(one: Any, hook: str) -> bool:
+    """Tell whether a callback or module has a hook that is not Lightning's empty one."""
+    import pytorch_lightning as pl
+
+    own = getattr(type(one), hook, None)
+    return hook in vars(one) or own is not None and own is not getattr(
+        pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback, hook, None
+    )
+
+
+def _seed_global_generator(seed: int, device: torch.device) -> None:
+    # torch.manual_seed seeds every backend there is and takes some 0.3 ms; the model draws from one
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

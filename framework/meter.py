@@ -1,0 +1,72 @@
+"""Means kept on the device and read only when they are logged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Meter:
+    """Weighted means of named scalars.
+
+    ``add`` keeps a reference and reads nothing, so that no step waits for a device; ``means`` stacks what was kept.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._weights: dict[str, list[float]] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, float] = {}
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """Keep one value, a tensor of one element without a graph, with the weight that it counts."""
+        values = self._values.get(name)
+        if values is None:
+            values = self._values[name] = []
+            self._weights[name] = []
+        values.append(value)
+        self._weights[name].append(weight)
+        if len(values) >= 256:
+            self._fold(name)
+
+    def _fold(self, name: str) -> None:
+        values, weights = self._values.pop(name), self._weights.pop(name)
+        stacked = torch.stack(values).flatten()
+        # Apple's accelerator has no float64
+        stacked = stacked.to(torch.float32 if stacked.device.type == "mps" else torch.float64)
+        total = torch.dot(stacked, stacked.new_tensor(weights))
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._totals[name] = self._totals.get(name, 0.0) + sum(weights)
+
+    def means(self, *, over_ranks: bool = False) -> tuple[dict[str, float], dict[str, float]]:
+        """Return means and sums of weights by name, and start anew.
+
+        Args:
+            over_ranks: add sums and weights up over all ranks first; every rank has to call, with the same names.
+        """
+        for name in list(self._values):
+            self._fold(name)
+        names = list(self._sums)
+        if not names:
+            return {}, {}
+        sums = torch.stack([self._sums[name] for name in names])
+        table = torch.stack([sums, sums.new_tensor([self._totals[name] for name in names])])
+        if over_ranks:
+            torch.distributed.all_reduce(table)
+        self._sums.clear()
+        self._totals.clear()
+        totals, weights = table.tolist()
+        means = {name: t / w if w else float("nan") for name, t, w in zip(names, totals, weights, strict=True)}
+        return means, dict(zip(names, weights, strict=True))
+
+
+def scalars(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Return tensors of one element as numbers, read in one transfer."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    read: dict[str, float] = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
+    if tensors:
+        flat = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
+        read.update(zip(tensors, flat.tolist(), strict=True))
+    return {name: read[name] for name in values}

@@ -1,0 +1,315 @@
+"""The core: a LightningModule that asks the plugins at each hook point and combines their answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from framework.answers import Answers
+from framework.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
+from framework.data import Data, EvalLoader, TrainLoader, Window
+from framework.edits import WeightEdits
+from framework.errors import UserError
+from framework.gradient import Gradient
+from framework.observe import Observers
+from framework.patterns import Patterns
+from framework.plugin import Plugin
+from framework.recorder import Recorder
+from framework.relations import check_relations
+from framework.step import Step
+from framework.update import Update
+
+
+class Core(pl.LightningModule):
+    r"""Trains a network on :math:`\tilde J = J + \sum_i \alpha_i \Omega_i`, the plugins giving all but J.
+
+    For another kind of objective (a language model, an autoencoder, several losses) subclass it, override
+    :meth:`compute_loss`, and name the class in the recipe: ``Recipe(..., core=LanguageModel)``. Where J is a mean over
+    something else than samples (frames, tokens), override :meth:`count` too, so that micro-batches and ranks count by
+    their share.
+
+    One batch of Lightning's is one *window*: the micro-batches of one optimizer step. The core optimizes by hand
+    (Lightning's manual optimization), since plugins need the window whole: shares of a short last window, terms added
+    once an update, second evaluations.
+
+    Args:
+        model: the network; its ``forward`` takes a batch's input.
+        loss: ``loss(prediction, target)``, a mean over samples; None where a subclass has its own.
+        metrics: torchmetrics by name, worked out on training, validation and test part.
+        plugins: plugins in the order in which they answer.
+        data: the data, for Lightning to ask for loaders.
+        seed: the run's seed, which keys every draw.
+        accumulate: micro-batches an optimizer step.
+        clip: gradient clipping by the Trainer's options: ``(gradient_clip_val, gradient_clip_algorithm)``.
+        compile: compile the network with ``torch.compile``; a mapping gives its options.
+
+    Raises:
+        UserError: where relations between plugins are broken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        metrics: Mapping[str, Metric] | None = None,
+        plugins: Sequence[Plugin] = (),
+        *,
+        data: Data | None = None,
+        seed: int = 0,
+        accumulate: int = 1,
+        clip: tuple[float | None, str | None] = (None, None),
+        compile: bool | Mapping[str, Any] = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        check_relations(plugins)
+        self.plugins = list(plugins)
+        self.answers = Answers(plugins)
+        self.data = data
+        self.seed = seed
+        self.accumulate = accumulate
+        self.loss = loss
+        self.model = self.answers.fold("prepare_model", model)
+        self.edits = WeightEdits()
+        # not `step`: subclasses and Lightning use short names for methods
+        self.at = Step(seed, self.edits)
+        self.recorder = Recorder(self, metrics or {})
+        self.gradient = Gradient(self)
+        self.update = Update(self, clip)
+        self.observers = Observers(self.model, self.at)
+        self._compile = compile
+        self._attached = False
+        self._begin = self.answers.calls("begin_step")
+        self._evaluating: AbstractContextManager[None] | None = None
+        self._train_loader: TrainLoader | None = None
+        # kept out of nn.Module's registry: the compiled network shares the model's parameters
+        object.__setattr__(self, "_network", self.model)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets this name some 44 times a step; nn.Module's own __setattr__ made it 15 to 20 % of a small step
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    # ---- what a user may override ------------------------------------------------------------------------------------
+
+    def forward(self, x: Any) -> Any:
+        """Return the network's output for a batch's input."""
+        return self._network(x)
+
+    def compute_loss(self, batch: Any) -> Outcome:
+        """Return J of one batch, in training, validation and test alike; the method to override.
+
+        Args:
+            batch: as collated, after the plugins' ``transform_batch``; under mixing its target is a
+                :class:`framework.MixedTarget`, which :meth:`data_loss` understands.
+        """
+        prediction = self(input_of(batch))
+        target = target_of(batch)
+        return Outcome(self.data_loss(prediction, target), prediction, clean_target(target))
+
+    def data_loss(self, prediction: Any, target: Any) -> Tensor:
+        """Return the recipe's loss, over the weighted pairs of a mixed target as well."""
+        if self.loss is None:
+            raise UserError(
+                f"{type(self).__name__} has no loss: give Recipe(loss=...), or override compute_loss in a subclass"
+            )
+        return loss_of(self.loss, prediction, target)
+
+    def count(self, batch: Any) -> int | Tensor:
+        """Return how many equal parts J is a mean over in this batch; by default its samples."""
+        return size_of(batch)
+
+    # ---- plugins -----------------------------------------------------------------------------------------------------
+
+    def observe(self, plugin: Plugin, patterns: Patterns) -> dict[str, nn.Module]:
+        """Let a plugin's ``transform_activation`` see the layers that match; to be called in its ``attach``.
+
+        Args:
+            plugin: who sees them.
+            patterns: over qualified names or class names of layers.
+
+        Raises:
+            UserError: where a pattern matches nothing.
+        """
+        return self.observers.watch(plugin, patterns)
+
+    def attach_plugins(self) -> None:
+        """Tell the plugins that the network is ready, then compile it; once."""
+        if self._attached:
+            return
+        self._attached = True
+        for attach in self.answers.calls("attach"):
+            attach(self)
+        if self._compile:
+            options = self._compile if isinstance(self._compile, Mapping) else {}
+            object.__setattr__(self, "_network", torch.compile(self.model, **options))
+
+    def setup(self, stage: str) -> None:
+        """Attach the plugins, before weights and states are restored."""
+        self.attach_plugins()
+
+    def configure_optimizers(self) -> Any:
+        """Ask the plugins for groups, optimizer and scheduler; the default is AdamW without decay."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        if not named:
+            raise UserError(f"{type(self.model).__name__} has no parameter that requires a gradient: nothing to train")
+        groups = self.answers.fold("group_parameters", [{"params": named}])
+        groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups if group["params"]]
+        optimizer = self.answers.sole("make_optimizer", groups)
+        if optimizer is None:
+            optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        steps = self.trainer.estimated_stepping_batches
+        total = int(steps) if math.isfinite(steps) and steps > 0 else -1
+        self.at.total = total if total > 0 else math.inf
+        config: dict[str, Any] = {"optimizer": optimizer}
+        scheduler = self.answers.sole("make_scheduler", optimizer, total)
+        if scheduler is not None:
+            config["lr_scheduler"] = dict(scheduler)
+        return config
+
+    # ---- data --------------------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return the loader of windows."""
+        trainer = self.trainer
+        self._train_loader = self._data.train_loader(
+            seed=self.seed,
+            accumulate=self.accumulate,
+            transforms=[(plugin.name, plugin.transform_sample) for plugin in self.answers.of("transform_sample")],
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+            pin_memory=trainer.strategy.root_device.type == "cuda",
+        )
+        return self._train_loader
+
+    def val_dataloader(self) -> EvalLoader | list[Any]:
+        """Return the loader of the validation part, nothing where there is none."""
+        return [] if self._data.val is None else self._eval_loader("val")
+
+    def test_dataloader(self) -> EvalLoader:
+        """Return the loader of the test part."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> EvalLoader:
+        """Return the loader of the test part."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, part: str) -> EvalLoader:
+        return self._data.eval_loader(part, rank=self.trainer.global_rank, world=self.trainer.world_size)
+
+    @property
+    def _data(self) -> Data:
+        if self.data is None:
+            raise UserError(f"{type(self).__name__} has no data: give Recipe(data=Data(...))")
+        return self.data
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch or a window; on the CPU there is nothing to move, and looking for tensors costs time."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Find out where the run stands and how this machine steps."""
+        step, trainer = self.at, self.trainer
+        step.index, step.rank, step.world = trainer.global_step, trainer.global_rank, trainer.world_size
+        step.optimizer = self.update.prepare()
+        self.gradient.prepare()
+        self.recorder.prepare()
+        if self._train_loader is not None:
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            self._train_loader.epoch, self._train_loader.start = trainer.current_epoch, done
+
+    def on_train_epoch_start(self) -> None:
+        """Begin an epoch."""
+        self.at.epoch = self.trainer.current_epoch
+        self.recorder.begin_epoch()
+
+    def training_step(self, window: Window, batch_idx: int) -> None:
+        """Make one optimizer step of one window of micro-batches."""
+        step = self.at
+        self.recorder.begin_step(step)
+        for begin in self._begin:
+            begin(step)
+        self.update(window)
+        step.index += 1
+        if step.logged:
+            self.recorder.write_step(step)
+
+    def on_train_epoch_end(self) -> None:
+        """Give the epoch's means to callbacks and loggers, and move schedulers that count epochs."""
+        self.recorder.end_epoch()
+        self.update.end_epoch(self.recorder.validated)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add one batch to the mean of J and to the metrics: J alone, never the penalties."""
+        self.recorder.evaluate("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Add one batch to the mean of J and to the metrics."""
+        self.recorder.evaluate("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """Return the network's output."""
+        return self(input_of(batch))
+
+    def on_validation_start(self) -> None:
+        """Put the weights to evaluate in."""
+        self.enter_evaluation()
+
+    def on_test_start(self) -> None:
+        """Put the weights to evaluate in."""
+        self.enter_evaluation()
+
+    def on_predict_start(self) -> None:
+        """Put the weights to evaluate in."""
+        self.enter_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """Reduce J and metrics over ranks, put the raw weights back, and ask the plugins whether to stop.
+
+        All of it here, not in ``on_validation_end``, where checkpoints are written: they are to hold the raw weights
+        and what the plugins made of these metrics.
+        """
+        metrics = self.recorder.end_evaluation("val")
+        self.leave_evaluation()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            known = {name: float(value) for name, value in self.trainer.callback_metrics.items()} | metrics
+            stop = [answer(known) for answer in self.answers.calls("should_stop")]  # all are asked: they keep counts
+            if any(stop):
+                self.trainer.should_stop = True
+
+    def on_test_epoch_end(self) -> None:
+        """Reduce J and metrics over ranks."""
+        self.recorder.end_evaluation("test")
+        self.leave_evaluation()
+
+    def on_predict_end(self) -> None:
+        """Put the raw weights back."""
+        self.leave_evaluation()
+
+    def enter_evaluation(self) -> None:
+        """Put the weights to evaluate in: the raw ones, where no plugin has others."""
+        context = self.answers.sole("evaluation_weights", self)
+        if context is not None and self._evaluating is None:
+            context.__enter__()
+            self._evaluating = context
+
+    def leave_evaluation(self) -> None:
+        """Put the raw weights back; without effect where they are in."""
+        context, self._evaluating = self._evaluating, None
+        if context is not None:
+            context.__exit__(None, None, None)

@@ -1,0 +1,104 @@
+"""Which layers and which weights: patterns over names and class names."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import Union
+
+from torch import nn
+
+from framework.errors import UserError, did_you_mean
+
+Patterns = Union[str, Sequence[str]]
+
+_NORMS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+    nn.RMSNorm,
+)
+
+
+def as_patterns(patterns: Patterns) -> tuple[str, ...]:
+    """Return patterns as a tuple; a string may hold several, parted by commas."""
+    if isinstance(patterns, str):
+        return tuple(part.strip() for part in patterns.split(",") if part.strip())
+    return tuple(patterns)
+
+
+def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str, nn.Module]:
+    """Return the layers whose qualified name or class name matches one of the patterns, in the model's order.
+
+    Args:
+        model: the user's network.
+        patterns: shell patterns such as ``"encoder.*"``, ``"ReLU"`` or ``"1,3"``.
+        who: what is named in the error, such as ``"HiddenNoise(layers='RelU')"``.
+
+    Raises:
+        UserError: where a pattern matches no layer; the message lists the layers.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if name}
+    chosen: set[str] = set()
+    for pattern in as_patterns(patterns):
+        found = {
+            name
+            for name, layer in layers.items()
+            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(type(layer).__name__, pattern)
+        }
+        if not found:
+            known = [*layers, *(type(layer).__name__ for layer in layers.values())]
+            raise UserError(f"{who}: pattern {pattern!r} matches no layer of {type(model).__name__}{did_you_mean(pattern, known)}")
+        chosen |= found
+    return {name: layer for name, layer in layers.items() if name in chosen}
+
+
+def select_weights(
+    model: nn.Module, patterns: Patterns = "*", *, who: str, biases: bool = False
+) -> dict[str, nn.Parameter]:
+    """Return the trainable weights that match, each once though it be tied, by qualified name.
+
+    By default weights alone are taken: parameters of at least two dimensions that belong to no normalization layer and
+    are not called bias. A pattern is matched against the parameter's qualified name, the name of its layer and the
+    class name of its layer.
+
+    Args:
+        model: the user's network.
+        patterns: shell patterns such as ``"*"``, ``"lstm.*"``, ``"Linear"``, ``"*.weight_hh_*"``.
+        who: what is named in the error.
+        biases: take biases and norm gains as well.
+
+    Raises:
+        UserError: where a pattern matches no weight; the message lists the weights.
+    """
+    weights: dict[str, tuple[nn.Parameter, str, nn.Module]] = {}
+    seen: set[int] = set()
+    for prefix, layer in model.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            if biases or is_weight(layer, name, parameter):
+                seen.add(id(parameter))
+                weights[f"{prefix}.{name}" if prefix else name] = (parameter, prefix, layer)
+    chosen: set[str] = set()
+    for pattern in as_patterns(patterns):
+        found = {
+            name
+            for name, (_, prefix, layer) in weights.items()
+            if any(fnmatch.fnmatchcase(text, pattern) for text in (name, prefix, type(layer).__name__))
+        }
+        if not found:
+            raise UserError(f"{who}: pattern {pattern!r} matches no weight of {type(model).__name__}{did_you_mean(pattern, weights)}")
+        chosen |= found
+    return {name: weights[name][0] for name in weights if name in chosen}
+
+
+def is_weight(layer: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Tell weights from biases and norm gains: at least two dimensions, no norm layer, no name with ``bias``."""
+    return parameter.ndim >= 2 and not isinstance(layer, _NORMS) and "bias" not in name
+
+
+def first_match(name: str, patterns: Iterable[str]) -> str | None:
+    """Return the first of the patterns that matches ``name``."""
+    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)

@@ -1,0 +1,297 @@
+"""The contract between the core and everything that regularizes or optimizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+
+import numpy as np
+from pytorch_lightning import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from framework.hooks import HOOKS
+from framework.settings import check_settings, settings_of
+
+if TYPE_CHECKING:
+    from framework.module import Core
+    from framework.phase import Phase
+    from framework.step import Step
+
+Relations = Mapping[str, str]
+Terms = Mapping[str, Tensor]
+
+
+@dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
+@dataclasses.dataclass(eq=False)
+class Plugin(Callback):
+    r"""A Lightning ``Callback`` that can also answer.
+
+    Besides Lightning's notices (``on_train_start``, …) a plugin overrides the hook points below. One that it does not
+    override costs nothing. The training loop, with the rule by which answers combine:
+
+    .. code-block:: text
+
+        model     = fold(prepare_model)                        notify(attach)
+        groups    = fold(group_parameters)
+        optimizer = sole(make_optimizer)                       scheduler = sole(make_scheduler)
+        for epoch in range(max_epochs):
+            for window in loader:                              # accumulate_grad_batches micro-batches, one update
+                notify(begin_step)                             # samples went through fold(transform_sample) in workers
+                for batch in window:
+                    batch = fold(transform_batch)
+                    with nest(edit_weights):                   # undone after backward, on every way out
+                        J = core.compute_loss(batch)           # forward; fold(transform_activation) at chosen layers
+                        (share * (J + sum(penalty))).backward()
+                unscale gradients, reduce them over ranks
+                gradients += sum(weight_penalty_gradient)
+                gradients = fold(transform_gradients)
+                sole(clip_gradients)
+                optimizer.step()
+                if not skipped: notify(after_update); scheduler.step()
+            with sole(evaluation_weights): validate
+            if any(should_stop): break
+        sole(next_phase)
+
+    Here ``share`` is the micro-batch's share of the samples of the step, so that k micro-batches or ranks give the
+    gradient of one batch:
+
+    .. math:: \tilde J(\theta; X, y) = J(\theta; X, y) + \sum_i \alpha_i \Omega_i
+
+    **Settings** are typed fields, declared once; the class is made a dataclass. The constructor stores them and nothing
+    more; :meth:`check` looks at them together. What a plugin works out later it keeps in attributes that end in ``_``.
+
+    **Relations** name other plugin classes and say why: ``before`` and ``after`` (order in the recipe), ``requires``
+    and ``conflicts``. They are checked before training.
+
+    Args:
+        name: what the plugin is called in logs, ``--set`` and checkpoints; by default its class name in snake case.
+
+    Raises:
+        TypeError: when a class is made with a method that looks like a misspelt hook, or with the wrong arguments.
+        UserError: when a setting is of the wrong type or out of bounds.
+
+    Example:
+        >>> class Shrink(Plugin):
+        ...     factor: float = 0.5
+        ...     def transform_gradients(self, step):
+        ...         ...
+        >>> Shrink(0.1)
+        Shrink(factor=0.1, name='shrink')
+    """
+
+    name: str = dataclasses.field(default="", kw_only=True)
+
+    before: ClassVar[Relations] = {}
+    after: ClassVar[Relations] = {}
+    requires: ClassVar[Relations] = {}
+    conflicts: ClassVar[Relations] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(eq=False)(cls)
+        _check_methods(cls)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            self.name = snake_case(type(self).__name__)
+        check_settings(self)
+        self.check()
+
+    def check(self) -> None:
+        """Check settings that only make sense together; raise :class:`framework.UserError` where they do not."""
+
+    @property
+    def state_key(self) -> str:
+        """The plugin's key in checkpoints."""
+        return self.name
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as plain data, as ``run.json`` keeps them."""
+        return settings_of(self)
+
+    # ---- hook points, in the order in which a run meets them ---------------------------------------------------------
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """Return the network to train, changed or wrapped. Fold; once, before the optimizer and compile."""
+        return model
+
+    def attach(self, core: Core) -> None:
+        """Look at the finished network: resolve patterns, keep references in attributes that end in ``_``. Notify.
+
+        A plugin with :meth:`transform_activation` chooses its layers by ``core.observe(self, patterns)`` here.
+        """
+
+    def group_parameters(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return parameter groups for the optimizer. Fold.
+
+        Args:
+            groups: dictionaries with ``"params"``, a list of ``(name, parameter)`` pairs, and optimizer options.
+        """
+        return groups
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer | None:
+        """Return the optimizer, or None to leave it to others. Sole; the default is AdamW without decay.
+
+        Args:
+            groups: as :meth:`group_parameters` returned them, ``"params"`` now being the parameters alone.
+        """
+        return None
+
+    def make_scheduler(self, optimizer: Optimizer, total_steps: int) -> Mapping[str, Any] | None:
+        """Return Lightning's scheduler configuration, or None to leave it to others. Sole; the default is none.
+
+        Args:
+            optimizer: the run's optimizer.
+            total_steps: optimizer steps of the whole run; -1 where no end is set.
+
+        Returns:
+            A mapping with ``"scheduler"`` and, if wanted, ``"interval"`` (``"step"`` or ``"epoch"``) and ``"monitor"``.
+        """
+        return None
+
+    def transform_sample(self, sample: Any, rng: np.random.Generator) -> Any:
+        """Return a training sample, changed. Fold; in the loader's workers.
+
+        Args:
+            sample: what the data set returned, commonly ``(input, target)``.
+            rng: generator keyed by run seed, plugin, epoch and sample; every draw has to come from it.
+        """
+        return sample
+
+    def begin_step(self, step: Step) -> None:
+        """Be told that an optimizer step begins. Notify."""
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Return a training micro-batch, changed; see :mod:`framework.batch` for its parts. Fold; on the device."""
+        return batch
+
+    def edit_weights(self, step: Step) -> None:
+        """Edit weights in place for forward and backward of one micro-batch. Nest.
+
+        Every weight is to be saved first: ``weights = step.edits.save(self.weights_)``. The core restores the copies
+        after backward, on every way out, and applies the update to the clean weights.
+        """
+
+    def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
+        """Return a layer's output, changed or only looked at. Fold; at layers chosen by ``core.observe``.
+
+        Args:
+            x: the layer's output, ``(samples, …)``; of a tuple the first entry.
+            layer: the layer's qualified name.
+            step: the step at hand.
+        """
+        return x
+
+    def penalty(self, step: Step) -> Tensor | Terms | None:
+        r"""Return :math:`\alpha\Omega`, differentiable, for one micro-batch: a scalar or named scalars. Sum.
+
+        Asked after the micro-batch's forward, with autocast off, so terms are worked out in float32. A term on
+        activations is a mean over samples.
+        """
+        return None
+
+    def weight_penalty(self, step: Step) -> Tensor | Terms | None:
+        r"""Return the value of :math:`\alpha\Omega(\theta)` whose gradient :meth:`weight_penalty_gradient` adds. Sum.
+
+        Asked under ``no_grad``, on logged steps only.
+        """
+        return None
+
+    def weight_penalty_gradient(self, step: Step) -> None:
+        r"""Add :math:`\alpha\nabla\Omega(\theta)` in place to the weights' ``grad``. Sum.
+
+        Asked once an optimizer step, after unscaling and reduction over ranks, so that the term counts once under
+        accumulation, mixed precision and any number of ranks.
+        """
+
+    def transform_gradients(self, step: Step) -> None:
+        """Change gradients in place. Fold; the same on every rank, so draws come from ``step.generator(self)``."""
+
+    def clip_gradients(self, step: Step) -> bool:
+        """Clip gradients in place and return True, or return False to leave it to others. Sole."""
+        return False
+
+    def after_update(self, step: Step) -> None:
+        """Be told that the optimizer moved the weights: project, average. Notify; under ``no_grad``."""
+
+    def evaluation_weights(self, core: Core) -> AbstractContextManager[None] | None:
+        """Return a context in which the network holds the weights to evaluate, or None. Sole."""
+        return None
+
+    def should_stop(self, metrics: Mapping[str, float]) -> bool:
+        """Tell whether training is to end. Any.
+
+        Args:
+            metrics: validation metrics by tag (``"val/loss"``), already reduced over ranks.
+        """
+        return False
+
+    def next_phase(self, core: Core) -> Phase | None:
+        """Return one more phase of training, or None. Sole; asked after training ended by itself."""
+        return None
+
+    # ---- a few words that tell ---------------------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """Return the plugin as the recipe would write it."""
+        shown = [f for f in dataclasses.fields(self) if f.name != "name"]
+        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in shown if not _is_default(f, getattr(self, f.name))]
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def snake_case(name: str) -> str:
+    """Return a class name in snake case.
+
+    Example:
+        >>> snake_case("NormPenalty"), snake_case("SAM")
+        ('norm_penalty', 'sam')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def overrides(plugin: object, hook: str) -> bool:
+    """Tell whether a plugin's class overrides a hook point."""
+    return isinstance(plugin, Plugin) and getattr(type(plugin), hook) is not getattr(Plugin, hook)
+
+
+def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(value == field.default_factory())
+    return field.default is not dataclasses.MISSING and value is field.default or value == field.default
+
+
+_NOTICES = frozenset(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
+_OWN = frozenset(name for name, value in vars(Plugin).items() if callable(value) and not name.startswith("_"))
+
+
+def _check_methods(cls: type[Plugin]) -> None:
+    """Refuse methods that look like a hook but are none, hooks with wrong arguments, and half a weight penalty."""
+    known = _NOTICES | _OWN | {"state_dict", "load_state_dict"}
+    for name, method in vars(cls).items():
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if close or name.startswith("on_"):
+                hint = f"did you mean {close[0]!r}?" if close else "Lightning has no such notice"
+                raise TypeError(f"{cls.__name__}.{name} is no hook point: {hint} (a helper's name may start with '_')")
+        elif name in HOOKS:
+            expected = list(inspect.signature(getattr(Plugin, name)).parameters)
+            received = list(inspect.signature(method).parameters)
+            if received != expected:
+                raise TypeError(
+                    f"{cls.__name__}.{name} takes ({', '.join(received)}); the hook point is called with ({', '.join(expected)})"
+                )
+    if (cls.weight_penalty is Plugin.weight_penalty) != (
+        cls.weight_penalty_gradient is Plugin.weight_penalty_gradient
+    ):
+        raise TypeError(
+            f"{cls.__name__} has one of weight_penalty and weight_penalty_gradient: the value is what is logged, the"
+            " gradient is what trains, so a plugin has both (or returns a differentiable term from penalty)"
+        )

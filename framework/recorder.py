@@ -1,0 +1,172 @@
+"""What a run tells: means of J and of each term, metrics, and where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from framework.batch import Outcome
+from framework.meter import Meter, scalars
+from framework.step import Step
+
+if TYPE_CHECKING:
+    from framework.module import Core
+
+_STAGES = ("train", "val", "test")
+_HELD = 1 << 20  # numbers of predictions held back before the training metrics see them
+
+
+class Recorder:
+    """Keeps running means on the device and hands them to the loggers every ``log_every_n_steps`` steps.
+
+    Lightning's ``self.log`` costs some 0.6 ms a call; it is used once an epoch, for what callbacks monitor.
+
+    In what is logged, J and the terms of micro-batches are means over the steps since the last entry, terms on weights
+    are values at its end, and the objective is their sum.
+
+    Args:
+        core: whose run it is.
+        metrics: torchmetrics by name.
+    """
+
+    def __init__(self, core: Core, metrics: Mapping[str, Metric]) -> None:
+        self._core = core
+        self._metrics = {stage: {name: metric.clone() for name, metric in metrics.items()} for stage in _STAGES}
+        self._meters = {stage: Meter() for stage in _STAGES}
+        self._epoch: dict[str, tuple[float, float]] = {}
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self._held_numbers = 0
+        self._log_every = 0
+        self.validated = False
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Find out how often to log; once training starts."""
+        trainer = self._core.trainer
+        self._log_every = trainer.log_every_n_steps if trainer.loggers else 0
+        for metric in self._metrics["train"].values():
+            metric.to(self._core.device)
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch's means."""
+        self.validated = False
+        self._epoch = {}
+
+    def begin_step(self, step: Step) -> None:
+        """Say whether the step's values go to the loggers."""
+        step.logged = self._log_every > 0 and (step.index + 1) % self._log_every == 0
+        if step.logged:
+            step.records = {}
+
+    def add(self, terms: Mapping[str, Tensor], size: float) -> None:
+        """Add J and the terms of one micro-batch, with the size that they count."""
+        meter = self._meters["train"]
+        for tag, term in terms.items():
+            meter.add(tag, term.detach(), size)
+
+    def see(self, outcome: Outcome) -> None:
+        """Hold a micro-batch's predictions back for the training metrics.
+
+        A torchmetrics update costs more than the step of a small network; many batches are shown to it at once.
+        """
+        if not self._metrics["train"] or outcome.prediction is None:
+            return
+        prediction, target = outcome.prediction.detach(), outcome.target
+        if self._held and self._held[0][0].shape[1:] != prediction.shape[1:]:
+            self._show()
+        self._held.append((prediction, target))
+        self._held_numbers += prediction.numel()
+        if self._held_numbers > _HELD:
+            self._show()
+
+    def _show(self) -> None:
+        from torch import cat
+
+        if self._held:
+            predictions, targets = zip(*self._held, strict=True)
+            for metric in self._metrics["train"].values():
+                metric.update(cat(predictions), cat(targets))
+            self._held, self._held_numbers = [], 0
+
+    def _read(self) -> dict[str, float]:
+        """Return the means since the last entry and add them to the epoch's."""
+        means, weights = self._meters["train"].means(over_ranks=self._core.at.world > 1)
+        for tag, mean in means.items():
+            total, weight = self._epoch.get(tag, (0.0, 0.0))
+            self._epoch[tag] = (total + mean * weights[tag], weight + weights[tag])
+        return means
+
+    def write_step(self, step: Step) -> None:
+        """Hand the step's entry to the loggers."""
+        means = self._read()
+        values: dict[str, Tensor | float] = {tag: mean for tag, mean in means.items() if tag != "loss"}
+        values.update(self._core.update.weight_terms())
+        read = scalars({**values, **step.records})
+        if "loss" in means:
+            penalties = sum(value for tag, value in read.items() if tag in values)
+            read = {"train/loss": means["loss"], "train/objective": means["loss"] + penalties, **read}
+        self.log({**read, **self._core.update.learning_rates(), "epoch": float(step.epoch)})
+
+    def end_epoch(self) -> None:
+        """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
+        self._read()
+        self._show()
+        metrics = self._compute("train")
+        self.log(metrics)
+        metrics |= {f"train/{tag}" if tag == "loss" else tag: t / w for tag, (t, w) in self._epoch.items() if w}
+        if self.validated:
+            have = self._core.trainer.callback_metrics
+            pairs = ((tag[6:], value) for tag, value in metrics.items() if tag.startswith("train/"))
+            gaps = {f"gap/{name}": float(have[f"val/{name}"]) - v for name, v in pairs if f"val/{name}" in have}
+            self.log(gaps)
+            metrics |= gaps
+        self._give(metrics)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, stage: str, batch: object) -> None:
+        """Add one batch of validation or test."""
+        core = self._core
+        outcome = core.compute_loss(batch)
+        if not isinstance(outcome, Outcome):
+            outcome = Outcome(outcome)
+        if outcome.loss is not None:
+            self._meters[stage].add("loss", outcome.loss.detach(), float(core.count(batch)))
+        if outcome.prediction is not None:
+            for metric in self._metrics[stage].values():
+                metric.to(core.device).update(outcome.prediction, outcome.target)
+
+    def end_evaluation(self, stage: str) -> dict[str, float]:
+        """Return J and metrics of a stage by tag, reduced over ranks, and hand them on."""
+        trainer = self._core.trainer
+        means, _ = self._meters[stage].means(over_ranks=trainer.world_size > 1)
+        metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
+        if not trainer.sanity_checking:
+            self.validated = True
+            self._give(metrics)
+            self.log(metrics)
+        return metrics
+
+    def _compute(self, stage: str) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for name, metric in self._metrics[stage].items():
+            if metric.update_called:
+                values[f"{stage}/{name}"] = float(metric.compute())
+                metric.reset()
+        return values
+
+    # ---- where it goes -----------------------------------------------------------------------------------------------
+
+    def _give(self, metrics: Mapping[str, float]) -> None:
+        """Give metrics to callbacks that monitor them."""
+        self._core.log_dict(dict(metrics), logger=False)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Hand values to the loggers, at the number of optimizer steps done."""
+        if values:
+            for logger in self._core.trainer.loggers:
+                logger.log_metrics(dict(values), step=self._core.at.index)

@@ -1,0 +1,159 @@
+"""Typed settings: the one declaration that serves constructor, ``run.json``, command line and validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from framework.errors import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The numbers that a setting may take: ``low <= value <= high``, with the ends left out where ``open``.
+
+    Args:
+        low: smallest value, ``None`` for no lower bound.
+        high: largest value, ``None`` for no upper bound.
+        open_low: leave ``low`` itself out.
+        open_high: leave ``high`` itself out.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    open_high: bool = False
+
+    def allow(self, value: float) -> bool:
+        """Tell whether ``value`` lies within the bounds (NaN never does)."""
+        if math.isnan(value):
+            return False
+        if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
+            return False
+        return self.high is None or not (value > self.high or (self.open_high and value == self.high))
+
+    def __str__(self) -> str:
+        parts = []
+        if self.low is not None:
+            parts.append(f"{'>' if self.open_low else '>='} {self.low:g}")
+        if self.high is not None:
+            parts.append(f"{'<' if self.open_high else '<='} {self.high:g}")
+        return " and ".join(parts) or "a number"
+
+
+NonNegative = Annotated[float, Bounds(low=0)]
+Positive = Annotated[float, Bounds(low=0, open_low=True)]
+Probability = Annotated[float, Bounds(low=0, high=1)]
+PositiveInt = Annotated[int, Bounds(low=1)]
+
+
+def check_settings(instance: Any) -> None:
+    """Check every field of a dataclass instance against its annotation.
+
+    Numbers must be finite unless a bound of infinity allows more, lie within :class:`Bounds`, and be no booleans;
+    ``Literal`` choices must be among those named.
+
+    Raises:
+        UserError: naming class, field, value and what is expected.
+    """
+    hints = get_type_hints(type(instance), include_extras=True)
+    for field in dataclasses.fields(instance):
+        problem = _problem(hints[field.name], getattr(instance, field.name))
+        if problem:
+            value = getattr(instance, field.name)
+            raise UserError(f"{type(instance).__name__}({field.name}={value!r}): {field.name} must be {problem}")
+
+
+def _problem(annotation: Any, value: Any) -> str | None:
+    """Return what ``value`` should have been, or None where it fits ``annotation``."""
+    bounds: tuple[Bounds, ...] = ()
+    if get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        bounds = tuple(extra for extra in extras if isinstance(extra, Bounds))
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        problems = [_problem(option, value) for option in get_args(annotation)]
+        if any(problem is None for problem in problems):
+            return None
+        return " or ".join(dict.fromkeys(problem for problem in problems if problem))
+    if origin is Literal:
+        choices = get_args(annotation)
+        if any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
+            return None
+        hint = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
+        return f"one of {', '.join(map(repr, choices))}{hint}"
+    return _problem_of_class(annotation, origin, value, bounds)
+
+
+def _problem_of_class(annotation: Any, origin: Any, value: Any, bounds: tuple[Bounds, ...]) -> str | None:
+    if annotation is type(None):
+        return None if value is None else "None"
+    if annotation in (float, int):
+        kinds = (int, float) if annotation is float else (int,)
+        noun = "a number" if annotation is float else "a whole number"
+        expected = " and ".join(str(bound) for bound in bounds)
+        expected = f"{noun} {expected}" if expected else noun
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return expected
+        if math.isnan(value) or (math.isinf(value) and not any(math.inf in (b.low, b.high) for b in bounds)):
+            return f"a finite {noun[2:]}"
+        return None if all(bound.allow(value) for bound in bounds) else expected
+    if origin in (dict, Mapping, typing.Mapping):
+        return _problem_of_items(annotation, value, Mapping, "a mapping", lambda v: v.values(), -1)
+    if origin in (list, Sequence):
+        if isinstance(value, str):
+            return "a list"
+        return _problem_of_items(annotation, value, Sequence, "a list", lambda v: v, 0)
+    kind = origin or annotation
+    if isinstance(kind, type) and not _is_structural(kind):
+        return None if isinstance(value, kind) else f"of type {kind.__name__}"
+    return None
+
+
+def _problem_of_items(annotation: Any, value: Any, kind: type, noun: str, items: Any, which: int) -> str | None:
+    if not isinstance(value, kind):
+        return noun
+    for item in items(value):
+        problem = _problem(get_args(annotation)[which], item)
+        if problem:
+            return f"{noun} whose every value is {problem}"
+    return None
+
+
+def _is_structural(kind: type) -> bool:
+    """Protocols, ``Callable``, ``tuple`` shapes and ``Any`` are left to the code that uses them."""
+    return kind is object or getattr(kind, "_is_protocol", False) or kind.__module__ == "collections.abc" or kind is tuple
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON-ready plain data; what has no plain form is given by its ``repr``.
+
+    Example:
+        >>> plain({"p": 2, "layers": ("a", "b")})
+        {'p': 2, 'layers': ['a', 'b']}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **settings_of(value)}
+    return repr(value)
+
+
+def settings_of(instance: Any) -> dict[str, Any]:
+    """Return the settings of a dataclass instance as plain data, in the order of their declaration."""
+    return {field.name: plain(getattr(instance, field.name)) for field in dataclasses.fields(instance)}

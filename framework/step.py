@@ -1,0 +1,115 @@
+"""Where a run stands: what hook points are told about the step at hand."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from framework.keyed import Stream
+
+if TYPE_CHECKING:
+    from framework.edits import WeightEdits
+    from framework.plugin import Plugin
+
+
+class Step:
+    """The optimizer step at hand; one object, reused, moved on by the core.
+
+    Attributes:
+        index: optimizer steps begun before this one; skipped ones (GradScaler) count.
+        epoch: the epoch, from 0.
+        total: optimizer steps of the whole run, infinity where no end is set.
+        micro: which micro-batch of the step, from 0.
+        micros: how many micro-batches the step has on this rank.
+        start: position of the micro-batch's first sample among all samples of the step, over ranks and micro-batches.
+        count: samples in the micro-batch.
+        rank: this process among ``world`` processes.
+        world: number of processes.
+        logged: whether this step's values go to the logger; expensive values are worked out only then.
+        edits: the service through which plugins edit weights.
+        optimizer: the run's optimizer.
+    """
+
+    def __init__(self, seed: int, edits: WeightEdits) -> None:
+        self.seed = seed
+        self.edits = edits
+        self.optimizer: Optimizer | None = None
+        self.index = 0
+        self.epoch = 0
+        self.total: float = math.inf
+        self.micro = 0
+        self.micros = 1
+        self.start = 0
+        self.count = 0
+        self.rank = 0
+        self.world = 1
+        self.logged = False
+        self.records: dict[str, Tensor | float] = {}
+        self._streams: dict[str, Stream] = {}
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done, from 0 to 1; 0 where no end is set."""
+        return min(1.0, self.index / self.total) if math.isfinite(self.total) and self.total > 0 else 0.0
+
+    def stream(self, who: str) -> Stream:
+        """Return the stream of keyed draws of one who draws."""
+        stream = self._streams.get(who)
+        if stream is None:
+            stream = self._streams[who] = Stream(self.seed, who)
+        return stream
+
+    def generator(self, plugin: Plugin, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return the plugin's generator for draws that belong to the step: the same in every micro-batch and rank."""
+        return self.stream(plugin.name).torch(self.index, device=device)
+
+    def micro_generator(self, plugin: Plugin, device: torch.device | str = "cpu") -> torch.Generator:
+        """Return the plugin's generator for draws that belong to one micro-batch of one rank."""
+        return self.stream(plugin.name).torch(self.index, self.micro, self.rank, device=device)
+
+    def normal(self, plugin: Plugin, like: Tensor, who: str = "") -> Tensor:
+        r"""Return :math:`\mathcal N(0, 1)` noise shaped like ``like``, whose first dimension runs over samples.
+
+        The noise of a sample depends on its position in the step's whole batch, not on how that batch is split: k
+        micro-batches or ranks draw what one batch draws.
+
+        Args:
+            plugin: who draws.
+            like: tensor ``(samples, …)`` that gives shape, dtype and device.
+            who: tells several draws of one plugin in one step apart, such as a layer's name.
+        """
+        return self._rows(plugin, like, who, torch.randn)
+
+    def uniform(self, plugin: Plugin, like: Tensor, who: str = "") -> Tensor:
+        """Return uniform draws from [0, 1) shaped like ``like``; see :meth:`normal`."""
+        return self._rows(plugin, like, who, torch.rand)
+
+    def _rows(self, plugin: Plugin, like: Tensor, who: str, draw: object) -> Tensor:
+        rows = like.shape[0]
+        width = like.numel() // max(rows, 1)
+        stream = self.stream(f"{plugin.name}/{who}")
+        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        if rows == self.count:
+            start, where = self.start, (self.index, width)
+        else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
+            start, where = 0, (self.index, width, self.micro + 1, self.rank)
+        generator = stream.torch(*where, device=like.device)
+        # torch's CPU kernel draws normals in blocks of 16, the last one aligned to the end: whole blocks keep the
+        # first rows the same, however many follow
+        numbers = -(-(start + rows) * width // 16) * 16
+        noise = draw(max(numbers, 16), generator=generator, device=like.device, dtype=dtype)  # type: ignore[operator]
+        return noise[start * width : (start + rows) * width].view(like.shape).to(like.dtype)
+
+    def record(self, name: str, value: Tensor | float) -> None:
+        """Log a scalar with this step; worth calling only where :attr:`logged` is true.
+
+        Args:
+            name: the tag, such as ``"sparsity/relu1"``.
+            value: a number, or a tensor of one element, which is read only when the logger writes it.
+        """
+        if self.logged:
+            self.records[name] = value
