@@ -63,13 +63,13 @@ def check_settings(instance: Any) -> None:
     """
     hints = get_type_hints(type(instance), include_extras=True)
     for field in dataclasses.fields(instance):
-        problem = _problem(hints[field.name], getattr(instance, field.name))
+        problem = problem_of(hints[field.name], getattr(instance, field.name))
         if problem:
             value = getattr(instance, field.name)
             raise UserError(f"{type(instance).__name__}({field.name}={value!r}): {field.name} must be {problem}")
 
 
-def _problem(annotation: Any, value: Any) -> str | None:
+def problem_of(annotation: Any, value: Any) -> str | None:
     """Return what ``value`` should have been, or None where it fits ``annotation``."""
     bounds: tuple[Bounds, ...] = ()
     if get_origin(annotation) is Annotated:
@@ -77,7 +77,7 @@ def _problem(annotation: Any, value: Any) -> str | None:
         bounds = tuple(extra for extra in extras if isinstance(extra, Bounds))
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        problems = [_problem(option, value) for option in get_args(annotation)]
+        problems = [problem_of(option, value) for option in get_args(annotation)]
         if any(problem is None for problem in problems):
             return None
         return " or ".join(dict.fromkeys(problem for problem in problems if problem))
@@ -85,7 +85,8 @@ def _problem(annotation: Any, value: Any) -> str | None:
         choices = get_args(annotation)
         if any(value is choice or (type(value) is type(choice) and value == choice) for choice in choices):
             return None
-        hint = did_you_mean(value, [str(c) for c in choices]) if isinstance(value, str) else ""
+        hint = did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        hint = "" if hint.startswith("; known") else hint
         return f"one of {', '.join(map(repr, choices))}{hint}"
     return _problem_of_class(annotation, origin, value, bounds)
 
@@ -119,7 +120,7 @@ def _problem_of_items(annotation: Any, value: Any, kind: type, noun: str, items:
     if not isinstance(value, kind):
         return noun
     for item in items(value):
-        problem = _problem(get_args(annotation)[which], item)
+        problem = problem_of(get_args(annotation)[which], item)
         if problem:
             return f"{noun} whose every value is {problem}"
     return None
@@ -127,7 +128,12 @@ def _problem_of_items(annotation: Any, value: Any, kind: type, noun: str, items:
 
 def _is_structural(kind: type) -> bool:
     """Protocols, ``Callable``, ``tuple`` shapes and ``Any`` are left to the code that uses them."""
-    return kind is object or getattr(kind, "_is_protocol", False) or kind.__module__ == "collections.abc" or kind is tuple
+    return (
+        kind in (Any, object)
+        or getattr(kind, "_is_protocol", False)
+        or kind.__module__ == "collections.abc"
+        or kind is tuple
+    )
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,107 @@
+"""Values as text or plain data, read by the type that is declared for them."""
+
+from __future__ import annotations
+
+import argparse
+import types
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+
+from framework.settings import problem_of
+
+
+class Text(str):
+    """A value as it was typed on the command line, still to be read by the type of what it is for."""
+
+
+def read_value(value: Any, annotation: Any) -> Any:
+    """Return ``value`` as the annotation has it: text and plain data are read, what fits is left as it is.
+
+    Args:
+        value: :class:`Text`, plain data as ``run.json`` keeps it, or a value of the right type.
+        annotation: the declared type.
+
+    Returns:
+        The value read; text as YAML has it where it does not fit, so that whoever checks it can say what it should be.
+
+    Example:
+        >>> read_value(Text("1e-3"), float), read_value(Text("[64, 64]"), list[int]), read_value(Text("1"), str)
+        (0.001, [64, 64], '1')
+        >>> read_value(Text("many"), int)
+        'many'
+    """
+    typed = isinstance(value, Text)
+    if not typed and (problem_of(annotation, value) is None or not isinstance(value, (str, list, dict))):
+        return value
+    scalar = _scalar(value) if typed else value
+    try:
+        read = _parsed(value, annotation)
+    except (argparse.ArgumentError, ValueError):
+        return scalar
+    # a union of text and numbers, such as Trainer's devices: a number is meant where one is written
+    if typed and isinstance(read, str) and type(scalar) in _options(annotation):
+        return scalar
+    return read
+
+
+def misfit(value: Any, annotation: Any) -> str | None:
+    """Return what ``value`` should have been, or None where it fits; by jsonargparse where our own rules are silent.
+
+    Example:
+        >>> misfit("many", int), misfit(3, int)
+        ('a whole number', None)
+    """
+    problem = problem_of(annotation, value)
+    if problem is not None or not isinstance(value, (str, list, dict)):
+        return problem
+    try:
+        _parsed(value, annotation)
+    except (argparse.ArgumentError, ValueError):
+        return f"of type {type_name(annotation)}"
+    return None
+
+
+def type_name(annotation: Any) -> str:
+    """Return a short name of a type.
+
+    Example:
+        >>> type_name(float | None), type_name(list[int])
+        ('float | None', 'list[int]')
+    """
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(type_name(option) for option in get_args(annotation))
+    if annotation is type(None):
+        return "None"
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+
+
+def _parsed(value: Any, annotation: Any) -> Any:
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=annotation)
+    if isinstance(value, Text):
+        return parser.parse_args([f"--value={value}"]).value
+    return parser.parse_object({"value": value}).value
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return str(text)
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 takes 1e-3 for text
+        except ValueError:
+            return value
+    return value
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
