@@ -8,9 +8,10 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from framework.errors import UserError, did_you_mean
+from framework.value import misfit, read_value
 
 if TYPE_CHECKING:
     from framework.plugin import Plugin
@@ -51,10 +52,10 @@ def build_recipe(factory: Factory, parameters: Mapping[str, Any] | None = None) 
 
     Args:
         factory: a function that returns a :class:`framework.Recipe`.
-        parameters: what to call it with; defaults fill the rest.
+        parameters: what to call it with, defaults filling the rest; plain data is read by the declared types.
 
     Raises:
-        UserError: where a parameter is unknown or missing, or something else than a ``Recipe`` comes back.
+        UserError: where a parameter is unknown, missing or of the wrong type, or no ``Recipe`` comes back.
         Exception: what the factory itself raises, as it is.
     """
     from framework.recipe import Recipe
@@ -71,6 +72,12 @@ def build_recipe(factory: Factory, parameters: Mapping[str, Any] | None = None) 
         optional = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         if not optional and parameter.default is parameter.empty and parameter.name not in given:
             raise UserError(f"{who} needs a value for its parameter {parameter.name!r}; give it a default or a value")
+    hints = get_type_hints(factory, include_extras=True)
+    for name, value in given.items():
+        given[name] = read_value(value, hints.get(name, Any))
+        problem = misfit(given[name], hints.get(name, Any))
+        if problem:
+            raise UserError(f"{who}({name}={given[name]!r}): {name} must be {problem}")
     recipe = factory(**given)
     if not isinstance(recipe, Recipe):
         hint = "; does it end in `return Recipe(…)`?" if recipe is None else ""
