@@ -51,6 +51,7 @@ HOOK_POINTS: tuple[HookPoint, ...] = (
     HookPoint("after_update", "notify", "after the optimizer moved the weights, not where the step was skipped"),
     HookPoint("evaluation_weights", "sole", "around validate, test, predict and export"),
     HookPoint("should_stop", "any", "after validation, metrics already reduced over ranks"),
+    HookPoint("finish", "notify", "after training, whichever way it ended, when its last checkpoint is written"),
     HookPoint("next_phase", "sole", "after training ended: one more phase of training"),
 )
 

@@ -21,7 +21,7 @@ from framework.gradient import Gradient
 from framework.observe import Observers
 from framework.patterns import Patterns
 from framework.plugin import Plugin
-from framework.recorder import Recorder
+from framework.recorder import Entry, Recorder
 from framework.relations import check_relations
 from framework.step import Step
 from framework.update import Update
@@ -251,6 +251,15 @@ class Core(pl.LightningModule):
         """Give the epoch's means to callbacks and loggers, and move schedulers that count epochs."""
         self.recorder.end_epoch()
         self.update.end_epoch(self.recorder.validated)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the metrics of the validations so far."""
+        checkpoint["framework"] = {"format": 1, "history": [tuple(entry) for entry in self.recorder.history]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the metrics of the validations up to the checkpoint."""
+        kept = checkpoint.get("framework", {"history": []})
+        self.recorder.history = [Entry(*entry) for entry in kept["history"]]
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 

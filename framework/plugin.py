@@ -56,6 +56,7 @@ class Plugin(Callback):
                 if not skipped: notify(after_update); scheduler.step()
             with sole(evaluation_weights): validate
             if any(should_stop): break
+        notify(finish)                                         # on every way out
         sole(next_phase)
 
     Here ``share`` is the micro-batch's share of the samples of the step, so that k micro-batches or ranks give the
@@ -102,6 +103,7 @@ class Plugin(Callback):
             self.name = snake_case(type(self).__name__)
         check_settings(self)
         self.check()
+        self.declared_ = self.settings()  # what the recipe said, whatever a schedule moves later
 
     def check(self) -> None:
         """Check settings that only make sense together; raise :class:`framework.UserError` where they do not."""
@@ -231,6 +233,13 @@ class Plugin(Callback):
             metrics: validation metrics by tag (``"val/loss"``), already reduced over ranks.
         """
         return False
+
+    def finish(self, core: Core) -> None:
+        """Be told that training ended: by itself, by Ctrl-C or by an error. Notify.
+
+        The last checkpoint is written by then and holds the weights as training left them, so that a resumed run goes
+        on exactly; what is put into the network now is what the run hands back.
+        """
 
     def next_phase(self, core: Core) -> Phase | None:
         """Return one more phase of training, or None. Sole; asked after training ended by itself."""

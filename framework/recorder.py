@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 from torchmetrics import Metric
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 _STAGES = ("train", "val", "test")
 _HELD = 1 << 20  # numbers of predictions held back before the training metrics see them
+
+
+class Entry(NamedTuple):
+    """The metrics of one validation, by tag, and when it was."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
 
 
 class Recorder:
@@ -41,6 +49,7 @@ class Recorder:
         self._held_numbers = 0
         self._log_every = 0
         self.validated = False
+        self.history: list[Entry] = []
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -149,6 +158,8 @@ class Recorder:
             self.validated = True
             self._give(metrics)
             self.log(metrics)
+            if stage == "val" and trainer.state.fn == "fit":
+                self.history.append(Entry(trainer.current_epoch, self._core.at.index, metrics))
         return metrics
 
     def _compute(self, stage: str) -> dict[str, float]:

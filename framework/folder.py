@@ -1,0 +1,132 @@
+"""A run's folder: ``<logs>/<recipe>/version_N`` with event files, checkpoints, a copy of the recipe and ``run.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from framework.errors import UserError
+from framework.settings import plain
+
+_PACKAGES = ("jtilde", "torch", "pytorch-lightning", "torchmetrics", "numpy")
+_OF_RANKS = "FRAMEWORK_RUN_FOLDER"  # tells ranks that Lightning launches which folder rank zero made
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: the folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, logs: Path, name: str) -> RunFolder:
+        """Make the next free ``version_N``; two runs at the same moment get two folders.
+
+        Raises:
+            UserError: where the folder cannot be written.
+        """
+        if "LOCAL_RANK" in os.environ and _OF_RANKS in os.environ:
+            return cls(Path(os.environ[_OF_RANKS]))
+        parent = logs / name
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            number = max((n for n, _ in versions_in(parent)), default=-1) + 1
+            while True:
+                path = parent / f"version_{number}"
+                try:
+                    path.mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise UserError(f"logs={str(logs)!r}: cannot write there ({error.strerror}); choose another --logs") from error
+        os.environ[_OF_RANKS] = str(path.absolute())
+        return cls(path)
+
+    @classmethod
+    def newest(cls, logs: Path, name: str) -> RunFolder:
+        """Return the newest run of a recipe.
+
+        Raises:
+            UserError: where there is none.
+        """
+        found = versions_in(logs / name)
+        if not found:
+            raise UserError(f"no run of {name!r} in {logs}; train one first (fit), or name its --logs or --run")
+        return cls(max(found)[1])
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def checkpoint(self, which: str) -> Path:
+        """Return the path of the checkpoint ``"best"``, ``"last"``, or of a file by its path.
+
+        Raises:
+            UserError: where there is no such file; the message lists what there is.
+        """
+        path = self.checkpoints / f"{which}.ckpt" if which in ("best", "last") else Path(which)
+        if not path.exists():
+            have = ", ".join(sorted(p.stem for p in self.checkpoints.glob("*.ckpt"))) or "none"
+            raise UserError(f"ckpt={which!r}: no such checkpoint ({path}); in this run there are: {have}")
+        return path
+
+    def read(self) -> dict[str, Any]:
+        """Return what ``run.json`` holds.
+
+        Raises:
+            UserError: where it is missing or no JSON.
+        """
+        file = self.path / "run.json"
+        try:
+            content = json.loads(file.read_text())
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} is no run folder: it has no run.json") from error
+        except ValueError as error:
+            raise UserError(f"{file} is no JSON: {error}") from error
+        return dict(content)
+
+    def write(self, content: Mapping[str, Any]) -> None:
+        """Replace ``run.json`` in one go, so that whoever reads it sees the old or the new one."""
+        file = self.path / "run.json"
+        draft = file.with_suffix(".tmp")
+        draft.write_text(json.dumps(plain(content), indent=2) + "\n")
+        draft.replace(file)
+
+    def update(self, **content: Any) -> None:
+        """Replace entries of ``run.json``."""
+        self.write({**self.read(), **content})
+
+    def copy_recipe(self, file: Path | None) -> None:
+        """Keep a copy of the recipe's file."""
+        if file is not None:
+            shutil.copyfile(file, self.path / "recipe.py")
+
+
+def versions_in(parent: Path) -> list[tuple[int, Path]]:
+    """Return the runs in a recipe's folder by number."""
+    found = ((re.fullmatch(r"version_(\d+)", p.name), p) for p in parent.glob("version_*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def versions_of_packages() -> dict[str, str]:
+    """Return the versions of Python and the packages that make a run's numbers."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
