@@ -19,7 +19,7 @@ from framework.dashboard import Dashboard
 from framework.edit_recipe import apply_edits
 from framework.errors import UserError
 from framework.folder import RunFolder, versions_of_packages
-from framework.load import build_recipe, load_recipe
+from framework.load import build_recipe, load_recipe, plugins_defined_by
 from framework.module import Core
 from framework.notices import as_callbacks
 from framework.phase import Phase
@@ -133,7 +133,8 @@ class _Order:
             # the first build trains the user's own model; later ones start from what it was
             recipe = self._given if self._pristine is None else copy.deepcopy(self._pristine)
             self._pristine = self._pristine or copy.deepcopy(self._given)
-        return apply_edits(recipe, self.settings, self.additions, self.without)
+        local = plugins_defined_by(self._factory) if self._factory is not None else None
+        return apply_edits(recipe, self.settings, self.additions, self.without, local=local)
 
     def options(self, recipe: Recipe) -> dict[str, Any]:
         """Return the Trainer's options: the recipe's, then what was ordered on top."""
