@@ -34,10 +34,14 @@ class Gradient:
 
     Args:
         core: whose objective it is.
+
+    Attributes:
+        watch: called with each micro-batch as the network gets it, None for nobody.
     """
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self.watch: Callable[[Any], None] | None = None
         self._transform_batch = core.answers.calls("transform_batch")
         self._edit = core.answers.calls("edit_weights")
         self._penalties = [(plugin.name, plugin.penalty) for plugin in core.answers.of("penalty")]
@@ -107,6 +111,8 @@ class Gradient:
         _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, core.device)
         for transform in self._transform_batch:
             batch = transform(batch, step)
+        if self.watch is not None:
+            self.watch(batch)
         core.observers.live = True  # through backward: activation checkpointing runs parts of forward again there
         try:
             if self._edit:

@@ -38,6 +38,12 @@ class Recorder:
     Args:
         core: whose run it is.
         metrics: torchmetrics by name.
+
+    Attributes:
+        latest: the last value of each tag that was logged or given to callbacks, for those who show it: reading one
+            costs no transfer from a device.
+        history: one row an epoch, and one a validation within an epoch: means and metrics by tag, with ``"epoch"`` and
+            ``"step"`` (optimizer steps done).
     """
 
     def __init__(self, core: Core, metrics: Mapping[str, Metric]) -> None:
@@ -134,6 +140,7 @@ class Recorder:
             self.log(gaps)
             metrics |= gaps
         self._give(metrics)
+        self._remember(metrics)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -175,9 +182,18 @@ class Recorder:
     def _give(self, metrics: Mapping[str, float]) -> None:
         """Give metrics to callbacks that monitor them."""
         self._core.log_dict(dict(metrics), logger=False)
+        self.latest.update(metrics)
+
+    def _remember(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the history: to the last row where no step was made since."""
+        where = {"epoch": float(self._core.at.epoch), "step": float(self._core.at.index)}
+        if not self.history or self.history[-1]["step"] != where["step"]:
+            self.history.append(where)
+        self.history[-1].update(metrics)
 
     def log(self, values: Mapping[str, float]) -> None:
         """Hand values to the loggers, at the number of optimizer steps done."""
+        self.latest.update(values)
         if values:
             for logger in self._core.trainer.loggers:
                 logger.log_metrics(dict(values), step=self._core.at.index)
