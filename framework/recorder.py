@@ -20,7 +20,7 @@ _HELD = 1 << 20  # numbers of predictions held back before the training metrics 
 
 
 class Entry(NamedTuple):
-    """The metrics of one validation, by tag, and when it was."""
+    """The metrics of an epoch, or of a validation within it, by tag, and when it was: optimizer steps done."""
 
     epoch: int
     step: int
@@ -42,8 +42,7 @@ class Recorder:
     Attributes:
         latest: the last value of each tag that was logged or given to callbacks, for those who show it: reading one
             costs no transfer from a device.
-        history: one row an epoch, and one a validation within an epoch: means and metrics by tag, with ``"epoch"`` and
-            ``"step"`` (optimizer steps done).
+        history: an entry for each validation, and one for each epoch that does not end with one.
     """
 
     def __init__(self, core: Core, metrics: Mapping[str, Metric]) -> None:
@@ -55,6 +54,7 @@ class Recorder:
         self._held_numbers = 0
         self._log_every = 0
         self.validated = False
+        self.latest: dict[str, float] = {}
         self.history: list[Entry] = []
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -62,7 +62,8 @@ class Recorder:
     def prepare(self) -> None:
         """Find out how often to log; once training starts."""
         trainer = self._core.trainer
-        self._log_every = trainer.log_every_n_steps if trainer.loggers else 0
+        # at least once an epoch: a short epoch would else leave no training curve
+        self._log_every = int(min(trainer.log_every_n_steps, trainer.num_training_batches)) if trainer.loggers else 0
         for metric in self._metrics["train"].values():
             metric.to(self._core.device)
 
@@ -166,7 +167,7 @@ class Recorder:
             self._give(metrics)
             self.log(metrics)
             if stage == "val" and trainer.state.fn == "fit":
-                self.history.append(Entry(trainer.current_epoch, self._core.at.index, metrics))
+                self._remember(metrics)
         return metrics
 
     def _compute(self, stage: str) -> dict[str, float]:
@@ -185,11 +186,11 @@ class Recorder:
         self.latest.update(metrics)
 
     def _remember(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics to the history: to the last row where no step was made since."""
-        where = {"epoch": float(self._core.at.epoch), "step": float(self._core.at.index)}
-        if not self.history or self.history[-1]["step"] != where["step"]:
-            self.history.append(where)
-        self.history[-1].update(metrics)
+        """Add metrics to the history: to the last entry where no step was made since."""
+        step = self._core.at.index
+        if not self.history or self.history[-1].step != step:
+            self.history.append(Entry(self._core.at.epoch, step, {}))
+        self.history[-1].metrics.update(metrics)
 
     def log(self, values: Mapping[str, float]) -> None:
         """Hand values to the loggers, at the number of optimizer steps done."""
