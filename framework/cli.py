@@ -1,0 +1,332 @@
+"""The command line. Nothing heavy is imported before a recipe is loaded, so that help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+
+from framework import __version__
+from framework.errors import UserError, did_you_mean
+from framework.value import Text, misfit, read_value
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from framework.recipe import Recipe
+
+PROG = "python -m framework"
+_EVALUATE = {
+    "validate": "metrics of a trained run on the validation part",
+    "test": "metrics of a trained run on the test part",
+    "predict": "outputs of a trained run on the test part",
+}
+_WITH_RECIPE = {
+    "fit": "train a recipe",
+    **_EVALUATE,
+    "explain": "who answers at each hook point, in which order, and how the answers combine",
+}
+_COMMANDS = {**_WITH_RECIPE, "plugins": "the plugins that are installed, with their settings"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the arguments, those of the process by default.
+
+    Returns:
+        0; 1 where a recipe raised; 2 for a mistake of the user, told in one line; 130 on Ctrl-C.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    # albumentations asks the network for a newer release unless told not to
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        return _run(args)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        _print_traceback(error, args[1] if len(args) > 1 else "")
+        return 1
+
+
+def _run(args: list[str]) -> int:
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if command == "--version":
+        print(f"jtilde {__version__}")
+        return 0
+    if command not in _COMMANDS:
+        raise UserError(f"no such command: {command}{did_you_mean(command, _COMMANDS)}")
+    if command == "plugins":
+        return _plugins(args[1:])
+    return _with_recipe(command, args[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in _COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROG} COMMAND [RECIPE] [flags]",
+            "",
+            "Train neural networks with regularizers and optimizers as plugins.",
+            "",
+            *lines,
+            "",
+            "A recipe is a Python file that defines recipe(…) -> Recipe; its parameters are flags:",
+            f"  {PROG} fit RECIPE --help",
+        ]
+    )
+
+
+def _plugins(args: list[str]) -> int:
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: {PROG} plugins\n\n{_COMMANDS['plugins'].capitalize()}. Only a recipe or --with turns one on.")
+        return 0
+    if args:
+        raise UserError(f"plugins takes no arguments; received {args[0]!r}")
+    from framework.catalogue import catalogue
+
+    text, broken = catalogue()
+    print(text)
+    for line in broken:
+        print(f"error: {line}", file=sys.stderr)
+    return 2 if broken else 0
+
+
+# ---- commands on a recipe --------------------------------------------------------------------------------------------
+
+
+def _with_recipe(command: str, args: list[str]) -> int:
+    if args and args[0] in ("-h", "--help"):
+        _parser(command).print_help()
+        return 0
+    if not args or args[0].startswith("-"):
+        raise UserError(f"the recipe comes first: {PROG} {command} RECIPE [flags]")
+    from framework.load import load_recipe
+
+    path, *flags = args
+    factory = load_recipe(path)
+    parser = _parser(command, path, factory)
+    if {"-h", "--help"} & {*flags}:
+        parser.print_help()
+        return 0
+    flags, trainer = _take_trainer_options(flags)
+    given = _parse(parser, factory, flags)
+    order: dict[str, Any] = {
+        "parameters": {name: given.pop(name) for name in inspect.signature(factory).parameters if name in given},
+        "trainer": trainer,
+        "settings": dict(_setting(text) for text in given.pop("set", None) or []),
+        "with_": [_addition(text) for text in given.pop("with", None) or []],
+        "without": given.pop("without", None) or [],
+        **given,
+    }
+    if command == "explain":
+        print(_explained(factory, order))
+        return 0
+    return _fit(path, order) if command == "fit" else _evaluated(command, path, order)
+
+
+def _parser(
+    command: str, path: str = "RECIPE", factory: Callable[..., Recipe] | None = None
+) -> jsonargparse.ArgumentParser:
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(
+        prog=f"{PROG} {command} {path}",
+        usage="%(prog)s [flags]",
+        description=f"{_COMMANDS[command].capitalize()}.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        default_env=False,
+    )
+    if factory is not None:
+        _add_parameters(parser, factory, path)
+    group = parser.add_argument_group(f"flags of {command}")
+    for flag, (metavar, text) in _own_flags(command).items():
+        repeatable = {"action": "append"} if flag in ("--set", "--with", "--without") else {}
+        kind = {"type": int} if flag == "--seed" else {}
+        group.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **repeatable, **kind)
+    return parser
+
+
+def _own_flags(command: str) -> dict[str, tuple[str, str]]:
+    """Return the flags that every recipe has, with the name of their value and their help."""
+    flags = {
+        "--set": ("PLUGIN.FIELD=VALUE", "change a plugin's setting: weight_noise.std=0.05"),
+        "--with": ("PLUGIN:FIELD=VALUE,…", "add a plugin: input_noise:std=0.1,kind=masking"),
+        "--without": ("PLUGIN", "leave a plugin out"),
+        "--trainer.OPTION": ("VALUE", "any option of Lightning's Trainer: --trainer.max_epochs 3"),
+    }
+    if command == "explain":
+        return flags
+    flags |= {
+        "--seed": ("N", "keys every draw; 0 unless given"),
+        "--logs": ("DIR", "folder of all runs; lightning_logs unless given"),
+    }
+    if command in _EVALUATE:
+        flags |= {
+            "--ckpt": ("best|last|PATH", "which checkpoint; best unless given"),
+            "--run": ("PATH", "folder of the run; the recipe's newest in --logs unless given"),
+        }
+    return flags
+
+
+def _add_parameters(parser: jsonargparse.ArgumentParser, factory: Callable[..., Recipe], path: str) -> None:
+    """Make the recipe's parameters flags, with help from its docstring."""
+    taken = {name.removeprefix("--") for command in _WITH_RECIPE for name in _own_flags(command)}
+    for name in inspect.signature(factory).parameters:
+        if name in taken | {"help", "trainer"}:
+            raise UserError(f"{path}: the recipe's parameter {name!r} has the name of a flag; rename it")
+    try:
+        parser.add_function_arguments(factory, fail_untyped=False)
+    except ValueError as error:
+        raise UserError(f"{path}: the recipe's parameters cannot be flags: {error}") from error
+
+
+def _take_trainer_options(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Part ``--trainer.name value`` and ``--trainer.name=value`` from the other flags."""
+    rest: list[str] = []
+    options: dict[str, Any] = {}
+    waiting = iter(flags)
+    for flag in waiting:
+        if not flag.startswith("--trainer."):
+            rest.append(flag)
+            continue
+        name, equals, value = flag.removeprefix("--trainer.").partition("=")
+        annotation = _trainer_option(name)
+        text = value if equals else next(waiting, None)
+        if text is None:
+            raise UserError(f"--trainer.{name} needs a value")
+        options[name] = read_value(Text(text), annotation)
+        problem = misfit(options[name], annotation)
+        if problem:
+            raise UserError(f"--trainer.{name} {text}: {name} must be {problem}")
+    return rest, options
+
+
+def _trainer_option(name: str) -> Any:
+    from pytorch_lightning import Trainer
+
+    from framework.recipe import check_trainer_options
+
+    check_trainer_options({name: None})
+    return get_type_hints(Trainer.__init__).get(name, Any)
+
+
+def _parse(parser: jsonargparse.ArgumentParser, factory: Callable[..., Recipe], flags: Sequence[str]) -> dict[str, Any]:
+    """Return the flags that were given, read by their types."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise UserError(f"no such flag: {name}{did_you_mean(name, known)}")
+    try:
+        return dict(vars(parser.parse_args(list(flags), defaults=False)))
+    except argparse.ArgumentError as error:
+        _tell_bad_flag(error, factory, flags)
+
+
+def _tell_bad_flag(error: argparse.ArgumentError, factory: Callable[..., Recipe], flags: Sequence[str]) -> NoReturn:
+    message = " ".join(str(error).split())
+    key = re.match(r'Parser key "(\w+)"', message)
+    if key:
+        name = key[1]
+        hints = {"seed": int, **get_type_hints(factory, include_extras=True)}
+        typed = f"{' '.join(flags)} ".partition(f"--{name}")[2].lstrip(" =").partition(" ")[0]
+        problem = misfit(typed, hints.get(name, Any))
+        if problem:
+            raise UserError(f"--{name} {typed}: {name} must be {problem}") from error
+    raise UserError(message.removeprefix("argument ").replace("expected one argument", "needs a value")) from error
+
+
+def _setting(text: str) -> tuple[str, Text]:
+    path, equals, value = text.partition("=")
+    if not equals or "." not in path:
+        raise UserError(f"--set {text}: write it as PLUGIN.FIELD=VALUE, such as weight_noise.std=0.05")
+    return path.strip(), Text(value)
+
+
+def _addition(text: str) -> tuple[str, dict[str, Text]]:
+    name, _, settings = text.partition(":")
+    fields = {}
+    for part in _split(settings):
+        field, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"--with {text}: write {part!r} as FIELD=VALUE, such as input_noise:std=0.1,kind=masking")
+        fields[field.strip()] = Text(value)
+    return name.strip(), fields
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand in no brackets and no quotes."""
+    return [
+        part for part in re.findall(r"""(?:[^,\[{('"]|\[[^\]]*\]|\{[^}]*\}|\([^)]*\)|'[^']*'|"[^"]*")+""", text) if part
+    ]
+
+
+def _explained(factory: Callable[..., Recipe], order: Mapping[str, Any]) -> str:
+    import dataclasses
+
+    from framework.edit_recipe import apply_edits
+    from framework.explain import explain
+    from framework.load import build_recipe, plugins_defined_by
+
+    recipe = build_recipe(factory, order["parameters"])
+    edits = {name: order[name] for name in ("settings", "with_", "without")}
+    recipe = apply_edits(recipe, **edits, local=plugins_defined_by(factory))
+    return explain(dataclasses.replace(recipe, trainer={**recipe.trainer, **order["trainer"]}))
+
+
+def _fit(path: str, order: Mapping[str, Any]) -> int:
+    from framework.run import fit
+
+    fit(path, **order)
+    return 0
+
+
+def _evaluated(command: str, path: str, order: Mapping[str, Any]) -> int:
+    from framework import run
+    from framework.table import table
+
+    result = {"validate": run.validate, "test": run.test, "predict": run.predict}[command](path, **order)
+    if command == "predict":
+        print(result)
+    else:
+        print(table([[name, f"{value:.4f}"] for name, value in sorted(result.items())], ["metric", "value"]))
+    return 0
+
+
+# ---- tracebacks ------------------------------------------------------------------------------------------------------
+
+
+def _print_traceback(error: BaseException, path: str) -> None:
+    """Print where a recipe went wrong: from its own first line on, without the frames that called it."""
+    recipe = str(Path(path).expanduser().resolve()) if path else ""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__traceback__ = _from_file(seen.__traceback__, recipe)
+        if isinstance(seen, SyntaxError) and seen.filename == recipe:
+            seen.__traceback__ = None
+        seen = seen.__cause__ or seen.__context__
+    traceback.print_exception(error)
+
+
+def _from_file(trace: TracebackType | None, file: str) -> TracebackType | None:
+    own = trace
+    while own is not None and own.tb_frame.f_code.co_filename != file:
+        own = own.tb_next
+    return own or trace
