@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,19 +14,19 @@ class WeightEdits:
 
     Restoring by copy, not by subtraction: adding and subtracting drifts by rounding and lets ranks diverge. A weight
     edited by several plugins, or tied in several places, is saved once. The copies are kept for the next step, so a
-    run holds at most one copy of the weights that are edited.
+    run holds at most one copy of the weights that are edited (one more for each level of nesting).
     """
 
     def __init__(self) -> None:
-        self._copies: dict[Tensor, Tensor] = {}
-        self._open: dict[Tensor, Tensor] = {}
+        self._copies: dict[tuple[int, Tensor], Tensor] = {}
+        self._levels: list[dict[Tensor, Tensor]] = [{}]
 
     @torch.no_grad()
     def save(self, weights: Iterable[Tensor]) -> list[Tensor]:
         """Save weights that are about to be edited and return them, to be changed in place under ``no_grad``.
 
         Args:
-            weights: parameters of the model.
+            weights: parameters or buffers of the model.
 
         Example:
             >>> edits, w = WeightEdits(), torch.ones(2)
@@ -34,26 +35,38 @@ class WeightEdits:
             [1.0, 1.0]
         """
         weights = list(dict.fromkeys(weights))
-        fresh = [weight for weight in weights if weight not in self._open]
-        kept = []
-        for weight in fresh:
-            copy = self._copies.get(weight)
-            if copy is None or copy.dtype != weight.dtype or copy.device != weight.device:
-                copy = self._copies[weight] = torch.empty_like(weight, requires_grad=False)
-            kept.append(copy)
+        saved, level = self._levels[-1], len(self._levels)
+        fresh = [weight for weight in weights if weight not in saved]
         if fresh:
+            kept = []
+            for weight in fresh:
+                copy = self._copies.get((level, weight))
+                if copy is None or copy.dtype != weight.dtype or copy.device != weight.device:
+                    copy = self._copies[level, weight] = torch.empty_like(weight, requires_grad=False)
+                kept.append(copy)
             torch._foreach_copy_(kept, [weight.detach() for weight in fresh])
-            self._open.update(zip(fresh, kept, strict=True))
+            saved.update(zip(fresh, kept, strict=True))
         return weights
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Put back every saved weight; without open edits it does nothing."""
-        if self._open:
-            torch._foreach_copy_([weight.detach() for weight in self._open], list(self._open.values()))
-            self._open.clear()
+        """Put back every weight saved at this level; without open edits it does nothing."""
+        saved = self._levels[-1]
+        if saved:
+            torch._foreach_copy_([weight.detach() for weight in saved], list(saved.values()))
+            saved.clear()
+
+    @contextmanager
+    def nested(self) -> Iterator[None]:
+        """Open a level of edits inside those in force: undone by itself, to the weights as they are now."""
+        self._levels.append({})
+        try:
+            yield
+        finally:
+            self.undo()
+            self._levels.pop()
 
     @property
     def open(self) -> bool:
         """Whether an edit is in force."""
-        return bool(self._open)
+        return any(self._levels)

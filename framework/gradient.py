@@ -108,9 +108,9 @@ class Gradient:
 
     def _micro_batch(self, batch: Any, share: float, size: float) -> Tensor | None:
         core, step = self._core, self._core.at
-        _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, core.device)
         for transform in self._transform_batch:
             batch = transform(batch, step)
+        step.batch = batch
         if self.watch is not None:
             self.watch(batch)
         core.observers.live = True  # through backward: activation checkpointing runs parts of forward again there
@@ -119,13 +119,7 @@ class Gradient:
                 with torch.no_grad():
                     for edit in self._edit:
                         edit(step)
-            if self._autocast is None:
-                outcome = core.compute_loss(batch)
-            else:
-                with self._autocast():
-                    outcome = core.compute_loss(batch)
-            if not isinstance(outcome, Outcome):
-                outcome = Outcome(outcome)
+            outcome = self.outcome(batch)
             if outcome.loss is None:
                 return None
             objective = self._objective(outcome.loss, size)
@@ -134,10 +128,22 @@ class Gradient:
             self._backward(objective)
         finally:
             core.observers.live = False
+            step.batch = None
             if self._edit:
                 core.edits.undo()
         core.recorder.see(outcome)
         return objective.detach()
+
+    def outcome(self, batch: Any) -> Outcome:
+        """Return what the network gives for a micro-batch; asked again it draws the same."""
+        core, step = self._core, self._core.at
+        _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, core.device)
+        if self._autocast is None:
+            outcome = core.compute_loss(batch)
+        else:
+            with self._autocast():
+                outcome = core.compute_loss(batch)
+        return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
 
     def _objective(self, loss: Tensor, size: float) -> Tensor:
         core = self._core

@@ -44,6 +44,7 @@ HOOK_POINTS: tuple[HookPoint, ...] = (
     HookPoint("edit_weights", "nest", "around forward and backward of a training micro-batch"),
     HookPoint("transform_activation", "fold", "each training forward, at the layers that the plugin selects"),
     HookPoint("penalty", "sum", "each training micro-batch: differentiable terms"),
+    HookPoint("second_gradient", "sole", "each optimizer step, when its gradient is complete: evaluate it once more"),
     HookPoint("weight_penalty", "sum", "on logged steps: values of terms on weights with a gradient in closed form"),
     HookPoint("weight_penalty_gradient", "sum", "each optimizer step, after unscaling and reduction over ranks"),
     HookPoint("transform_gradients", "fold", "each optimizer step, before clipping"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from framework.again import Again
 from framework.answers import Answers
 from framework.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
 from framework.data import Data, EvalLoader, TrainLoader, Window
@@ -82,6 +83,7 @@ class Core(pl.LightningModule):
         self.at = Step(seed, self.edits)
         self.recorder = Recorder(self, metrics or {})
         self.gradient = Gradient(self)
+        self.again = Again(self)
         self.update = Update(self, clip)
         self.observers = Observers(self.model, self.at)
         self._compile = compile

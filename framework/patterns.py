@@ -96,7 +96,12 @@ def select_weights(
 
 def is_weight(layer: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Tell weights from biases and norm gains: at least two dimensions, no norm layer, no name with ``bias``."""
-    return parameter.ndim >= 2 and not isinstance(layer, _NORMS) and "bias" not in name
+    return parameter.ndim >= 2 and not is_norm(layer) and "bias" not in name
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Tell whether a layer normalizes."""
+    return isinstance(layer, _NORMS)
 
 
 def first_match(name: str, patterns: Iterable[str]) -> str | None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
@@ -49,6 +49,7 @@ class Plugin(Callback):
                         J = core.compute_loss(batch)           # forward; fold(transform_activation) at chosen layers
                         (share * (J + sum(penalty))).backward()
                 unscale gradients, reduce them over ranks
+                sole(second_gradient)
                 gradients += sum(weight_penalty_gradient)
                 gradients = fold(transform_gradients)
                 sole(clip_gradients)
@@ -107,6 +108,14 @@ class Plugin(Callback):
 
     def check(self) -> None:
         """Check settings that only make sense together; raise :class:`framework.UserError` where they do not."""
+
+    def answers_at(self, hook: str) -> bool:
+        """Tell whether a plugin set like this answers at a hook point that its class overrides; asked before attach.
+
+        For hook points whose mere use costs something, such as ``transform_sample``, and only where the answer cannot
+        change during a run.
+        """
+        return True
 
     @property
     def state_key(self) -> str:
@@ -198,6 +207,14 @@ class Plugin(Callback):
         """
         return None
 
+    def second_gradient(self, step: Step, again: Callable[[Callable[[], None]], None]) -> None:
+        """Replace the step's gradient by one evaluated at edited weights. Sole.
+
+        Asked when the gradient over all micro-batches is complete, unscaled and reduced over ranks. ``again(edit)``
+        calls ``edit``, which changes weights in place (each saved first by ``step.edits.save``), evaluates the gradient
+        of all micro-batches anew with the same random draws and no trace in buffers and logs, and undoes the edit.
+        """
+
     def weight_penalty(self, step: Step) -> Tensor | Terms | None:
         r"""Return the value of :math:`\alpha\Omega(\theta)` whose gradient :meth:`weight_penalty_gradient` adds. Sum.
 
@@ -265,8 +282,10 @@ def snake_case(name: str) -> str:
 
 
 def overrides(plugin: object, hook: str) -> bool:
-    """Tell whether a plugin's class overrides a hook point."""
-    return isinstance(plugin, Plugin) and getattr(type(plugin), hook) is not getattr(Plugin, hook)
+    """Tell whether a plugin's class overrides a hook point and the plugin, as it is set, answers there."""
+    if not isinstance(plugin, Plugin) or getattr(type(plugin), hook) is getattr(Plugin, hook):
+        return False
+    return plugin.answers_at(hook)
 
 
 def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:

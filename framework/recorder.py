@@ -80,6 +80,8 @@ class Recorder:
 
     def add(self, terms: Mapping[str, Tensor], size: float) -> None:
         """Add J and the terms of one micro-batch, with the size that they count."""
+        if self._core.at.again:
+            return
         meter = self._meters["train"]
         for tag, term in terms.items():
             meter.add(tag, term.detach(), size)
@@ -89,9 +91,14 @@ class Recorder:
 
         A torchmetrics update costs more than the step of a small network; many batches are shown to it at once.
         """
-        if not self._metrics["train"] or outcome.prediction is None:
+        if not self._metrics["train"] or outcome.prediction is None or self._core.at.again:
             return
-        prediction, target = outcome.prediction.detach(), outcome.target
+        prediction, target = outcome.prediction, outcome.target
+        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not prediction.ndim * target.ndim:
+            for metric in self._metrics["train"].values():
+                metric.update(prediction, target)
+            return
+        prediction = prediction.detach()
         if self._held and self._held[0][0].shape[1:] != prediction.shape[1:]:
             self._show()
         self._held.append((prediction, target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Step:
         rank: this process among ``world`` processes.
         world: number of processes.
         logged: whether this step's values go to the logger; expensive values are worked out only then.
+        batch: the micro-batch at hand, after the plugins' transforms; None between micro-batches.
+        again: whether this is a second evaluation (see :mod:`framework.again`): nothing of it is to be recorded.
         edits: the service through which plugins edit weights.
         optimizer: the run's optimizer.
     """
@@ -48,6 +50,8 @@ class Step:
         self.rank = 0
         self.world = 1
         self.logged = False
+        self.batch: Any = None
+        self.again = False
         self.records: dict[str, Tensor | float] = {}
         self._streams: dict[str, Stream] = {}
 
@@ -111,5 +115,5 @@ class Step:
             name: the tag, such as ``"sparsity/relu1"``.
             value: a number, or a tensor of one element, which is read only when the logger writes it.
         """
-        if self.logged:
+        if self.logged and not self.again:
             self.records[name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +41,11 @@ class Update:
         self._transforms = answers.calls("transform_gradients")
         self._clippers = answers.of("clip_gradients")
         self._after = answers.calls("after_update")
+        second = answers.of("second_gradient")
+        if len(second) > 1:
+            names = " and ".join(repr(plugin.name) for plugin in second)
+            raise UserError(f"second_gradient: {names} each replace the step's gradient, and only one may; take one out")
+        self._second = second[0].second_gradient if second else None
 
     def prepare(self) -> Optimizer:
         """Take the run's optimizer, scaler and schedulers; once training starts."""
@@ -78,10 +84,12 @@ class Update:
                 self._step_schedulers("step")
 
     def _step(self, window: Window) -> bool:
-        self._zero_gradients()
+        self.zero_gradients()
         if self._core.gradient(window) is None:
             return False
         scaler = self._scaler
+        if self._second is not None:
+            self._second_gradient(self._second, window)
         if scaler is not None:
             scaler.unscale_(self._optimizer)
         self._finish_gradients()
@@ -97,7 +105,7 @@ class Update:
         core = self._core
 
         def closure() -> Tensor:
-            self._zero_gradients()
+            self.zero_gradients()
             objective = core.gradient(window)
             if objective is None:
                 raise UserError(f"step {core.at.index}: {type(self._optimizer).__name__} cannot leave a batch out")
@@ -105,13 +113,27 @@ class Update:
                 objective = objective.clone()
                 torch.distributed.all_reduce(objective)
                 objective = objective / core.at.world
+            if self._second is not None:
+                self._second_gradient(self._second, window)
             self._finish_gradients()
             return objective + sum(self._weight_terms().values())
 
         self._optimizer.step(closure)  # type: ignore[arg-type]
         return True
 
-    def _zero_gradients(self) -> None:
+    def _second_gradient(self, answer: Callable[..., None], window: Window) -> None:
+        """Let a plugin replace the gradient by one evaluated at edited weights."""
+        core = self._core
+        if self._scaler is not None:
+            # the scaler unscales once a step, and that is for the second gradient: this one is unscaled here
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            torch._foreach_mul_(gradients, 1.0 / self._scaler.get_scale())
+            if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+                return  # the scaler will skip this step
+        answer(core.at, lambda edit: core.again.gradient(window, edit))
+
+    def zero_gradients(self) -> None:
+        """Forget the weights' gradients."""
         for one in self._zeroing:
             _notify(one, "on_before_zero_grad", self._core, self._optimizer)
         for parameter in self._parameters:

@@ -1,0 +1,75 @@
+"""Second evaluations: the step's gradient, or one micro-batch, evaluated once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from framework.batch import Outcome
+from framework.patterns import is_norm
+
+if TYPE_CHECKING:
+    from framework.data import Window
+    from framework.module import Core
+
+
+class Again:
+    """Evaluates once more as if it had not: same random draws, no trace in buffers and logs.
+
+    Buffers of the network (running statistics of BatchNorm above all) are put back by copy, and nothing that is
+    evaluated again is logged or shown to metrics.
+
+    Args:
+        core: whose objective is evaluated.
+    """
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        core = self._core
+        before = [(buffer, buffer._version, buffer.clone()) for buffer in core.model.buffers()]
+        statistics = {id(b) for layer in core.model.modules() if is_norm(layer) for b in layer.buffers(recurse=False)}
+        again, core.at.again = core.at.again, True
+        try:
+            with core.edits.nested():
+                yield
+        finally:
+            core.at.again = again
+            # a buffer that the graph holds must not be written to, were it with its own values; running statistics
+            # are not held, and torch does not count their version up
+            changed = [(b, copy) for b, version, copy in before if id(b) in statistics or b._version != version]
+            if changed:
+                buffers, copies = zip(*changed, strict=True)
+                torch._foreach_copy_(buffers, copies)
+
+    def gradient(self, window: Window, edit: Callable[[], None]) -> None:
+        """Replace the weights' gradient by the one at edited weights, over all micro-batches of the window.
+
+        Args:
+            window: the step's window.
+            edit: edits weights in place, each saved first by ``step.edits.save``; undone on every way out.
+        """
+        core = self._core
+        with core.edits.nested():
+            with torch.no_grad():
+                edit()
+            core.update.zero_gradients()
+            with self._untraced():
+                core.gradient(window)
+
+    def evaluate(self, batch: Any) -> Outcome:
+        """Return J of a micro-batch evaluated once more, with a graph, to be used within ``penalty``.
+
+        The network draws what it drew in the micro-batch's own forward, and plugins change activations as they did.
+
+        Args:
+            batch: the step's micro-batch (``step.batch``) with another input or target.
+        """
+        core = self._core
+        with self._untraced():
+            return core.gradient.outcome(batch)
