@@ -40,9 +40,9 @@ class Again:
                 yield
         finally:
             core.at.again = again
-            # a buffer that the graph holds must not be written to, were it with its own values; running statistics
-            # are not held, and torch does not count their version up
-            changed = [(b, copy) for b, version, copy in before if id(b) in statistics or b._version != version]
+            # torch moves running statistics without counting their version up, and keeps them in graphs whose backward
+            # does not read them: `data` puts them back without counting either
+            changed = [(b.data, copy) for b, version, copy in before if id(b) in statistics or b._version != version]
             if changed:
                 buffers, copies = zip(*changed, strict=True)
                 torch._foreach_copy_(buffers, copies)
@@ -62,14 +62,15 @@ class Again:
             with self._untraced():
                 core.gradient(window)
 
-    def evaluate(self, batch: Any) -> Outcome:
+    def evaluate(self, batch: Any, *, full_precision: bool = False) -> Outcome:
         """Return J of a micro-batch evaluated once more, with a graph, to be used within ``penalty``.
 
         The network draws what it drew in the micro-batch's own forward, and plugins change activations as they did.
 
         Args:
             batch: the step's micro-batch (``step.batch``) with another input or target.
+            full_precision: leave autocast off, for differences too small for half precision.
         """
         core = self._core
         with self._untraced():
-            return core.gradient.outcome(batch)
+            return core.gradient.outcome(batch, full_precision=full_precision)

@@ -134,11 +134,11 @@ class Gradient:
         core.recorder.see(outcome)
         return objective.detach()
 
-    def outcome(self, batch: Any) -> Outcome:
+    def outcome(self, batch: Any, *, full_precision: bool = False) -> Outcome:
         """Return what the network gives for a micro-batch; asked again it draws the same."""
         core, step = self._core, self._core.at
         _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, core.device)
-        if self._autocast is None:
+        if self._autocast is None or full_precision:
             outcome = core.compute_loss(batch)
         else:
             with self._autocast():

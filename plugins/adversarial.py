@@ -1,0 +1,119 @@
+"""Adversarial training: the loss at inputs that were moved to make it worse."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from framework import Core, Plugin, Step, UserError
+from framework.batch import input_of, replace
+from framework.settings import NonNegative, Positive, PositiveInt
+
+
+def fast_gradient_sign(gradient: Tensor, eps: float) -> Tensor:
+    r"""Return the step of the fast gradient sign method, :math:`r = \epsilon\, \mathrm{sign}(\nabla_x J)`."""
+    return eps * gradient.sign()
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    r"""Return each sample scaled to length one, :math:`x_i / \lVert x_i \rVert_2`; a zero sample stays zero."""
+    norms = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+    return x / norms.view(-1, *[1] * (x.ndim - 1))
+
+
+def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    r"""Return :math:`\frac1n\sum_i \mathrm{KL}(\mathrm{softmax}(a_i) \,\Vert\, \mathrm{softmax}(b_i))`.
+
+    Args:
+        reference: logits a, ``(samples, classes, …)``.
+        logits: logits b, shaped alike.
+    """
+    p, q = F.log_softmax(reference.float(), dim=1), F.log_softmax(logits.float(), dim=1)
+    return F.kl_div(q, p, reduction="sum", log_target=True) / len(p)
+
+
+class Adversarial(Plugin):
+    r"""Adds the loss at adversarial inputs.
+
+    ``kind="fgsm"`` (fast gradient sign method; the labels are used):
+
+    .. math:: \Omega = J(\theta; x + r, y), \qquad r = \epsilon\,\mathrm{sign}(\nabla_x J(\theta; x, y))
+
+    ``kind="vat"`` (virtual adversarial training; local distributional smoothness, no labels):
+
+    .. math::
+        \Omega = \frac1n\sum_i \mathrm{KL}\big(p(\cdot\mid x_i)\,\Vert\, p(\cdot\mid x_i + r_i)\big), \qquad
+        r_i = \epsilon\, \frac{d_i}{\lVert d_i\rVert_2}
+
+    with d the direction of the steepest rise of the divergence, by power iteration from a random start. r is taken as
+    constant; p is the network's softmax, its gradient stopped. Each evaluation draws what the micro-batch's own forward
+    drew (the same dropout masks), and leaves running statistics and logs alone.
+
+    Interactions: a term like any other, so it is exact under accumulation, mixed precision and ranks, and is part of
+    what ``SAM`` sees. Costs two further evaluations of the network (VAT: ``1 + 2 * iterations``). Needs inputs of floating
+    point; at unbounded inputs (standardized data) eps is in their units.
+
+    Args:
+        eps: size of the step: of each entry for FGSM (0.01 to 0.3 for inputs in [0, 1]), of each sample's vector for VAT
+            (1 to 8, by validation).
+        kind: which of the two.
+        alpha: strength of the term; 1 weighs clean and adversarial loss alike.
+        xi: VAT's small step of the power iteration.
+        iterations: VAT's power iterations; one is enough as a rule.
+
+    Example:
+        >>> Adversarial(eps=0.1, kind="fgsm").describe()
+        "Adversarial(eps=0.1, kind='fgsm')"
+
+    Source:
+        Goodfellow, Shlens and Szegedy (2015), Explaining and Harnessing Adversarial Examples; Miyato et al. (2018),
+        Virtual Adversarial Training.
+    """
+
+    eps: NonNegative
+    kind: Literal["fgsm", "vat"]
+    alpha: NonNegative = 1.0
+    xi: Positive = 1e-3
+    iterations: PositiveInt = 1
+
+    def attach(self, core: Core) -> None:
+        """Keep the core, which evaluates."""
+        self.core_ = core
+
+    def penalty(self, step: Step) -> Tensor | None:
+        """Return the term of one micro-batch."""
+        if self.alpha == 0 or self.eps == 0:
+            return None
+        x = input_of(step.batch)
+        if not x.is_floating_point():
+            raise UserError(f"{self.name}: inputs are {x.dtype}, and only floating-point inputs can be moved by a gradient")
+        return self.alpha * (self._fgsm(x, step) if self.kind == "fgsm" else self._vat(x, step))
+
+    def _fgsm(self, x: Tensor, step: Step) -> Tensor:
+        moved = x.detach().requires_grad_()
+        loss = self.core_.again.evaluate(replace(step.batch, input=moved)).loss
+        if loss is None:
+            return x.new_zeros(())
+        (gradient,) = torch.autograd.grad(loss, moved)
+        adversarial = self.core_.again.evaluate(replace(step.batch, input=x + fast_gradient_sign(gradient, self.eps))).loss
+        return x.new_zeros(()) if adversarial is None else adversarial
+
+    def _vat(self, x: Tensor, step: Step) -> Tensor:
+        with torch.no_grad():
+            reference = self._logits(x, step)
+        direction = unit_rows(step.normal(self, x))
+        for _ in range(self.iterations):
+            direction.requires_grad_()
+            rise = divergence(reference, self._logits(x + self.xi * direction, step))
+            (gradient,) = torch.autograd.grad(rise, direction)
+            direction = unit_rows(gradient)
+        return divergence(reference, self._logits(x + self.eps * direction, step))
+
+    def _logits(self, x: Tensor, step: Step) -> Tensor:
+        prediction = self.core_.again.evaluate(replace(step.batch, input=x), full_precision=True).prediction
+        if not isinstance(prediction, Tensor) or prediction.ndim < 2:
+            raise UserError(f"{self.name}: kind='vat' needs predictions of shape (samples, classes, …); use kind='fgsm'")
+        return prediction
