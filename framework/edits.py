@@ -21,6 +21,8 @@ class WeightEdits:
         self._copies: dict[tuple[int, Tensor], Tensor] = {}
         self._levels: list[dict[Tensor, Tensor]] = [{}]
 
+    # Lightning evaluates in inference mode, whose tensors could not be written over outside of it
+    @torch.inference_mode(False)
     @torch.no_grad()
     def save(self, weights: Iterable[Tensor]) -> list[Tensor]:
         """Save weights that are about to be edited and return them, to be changed in place under ``no_grad``.
@@ -48,6 +50,7 @@ class WeightEdits:
             saved.update(zip(fresh, kept, strict=True))
         return weights
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def undo(self) -> None:
         """Put back every weight saved at this level; without open edits it does nothing."""

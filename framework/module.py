@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -204,6 +206,15 @@ class Core(pl.LightningModule):
     def predict_dataloader(self) -> EvalLoader:
         """Return the loader of the test part."""
         return self._eval_loader("test")
+
+    def training_batches(self, limit: int) -> Iterator[Any]:
+        """Yield up to ``limit`` training batches on the core's device, the same on every rank, apart from training."""
+        data = dataclasses.replace(self._data, workers=0)
+        transforms = [(plugin.name, plugin.transform_sample) for plugin in self.answers.of("transform_sample")]
+        windows = data.train_loader(seed=self.seed, transforms=transforms)
+        windows.set_epoch(self.at.epoch)
+        for window in itertools.islice(windows, limit):
+            yield self.transfer_batch_to_device(window.batches[0], self.device, 0)
 
     def _eval_loader(self, part: str) -> EvalLoader:
         return self._data.eval_loader(part, rank=self.trainer.global_rank, world=self.trainer.world_size)
