@@ -1,0 +1,339 @@
+"""Norm penalties on weights: L2, L1, elastic net, any p, group lasso, and L2-SP."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from framework.errors import UserError
+from framework.patterns import Patterns, select_weights
+from framework.plugin import Plugin
+from framework.settings import Bounds, NonNegative, Probability
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from framework.module import Core
+    from framework.step import Step
+
+Groups = Literal["rows", "columns"]
+
+
+def norm(weights: list[Tensor], p: float) -> Tensor:
+    r"""Return the norm term over all entries of all tensors.
+
+    .. math:: \Omega_p(w) = \frac1p \sum_i |w_i|^p, \qquad \Omega_2 = \tfrac12\|w\|_2^2, \quad \Omega_1 = \|w\|_1
+
+    Example:
+        >>> norm([torch.tensor([3.0, -4.0])], 2).item(), norm([torch.tensor([3.0, -4.0])], 1).item()
+        (12.5, 7.0)
+    """
+    return torch.stack(torch._foreach_norm(weights, p)).pow(p).sum() / p
+
+
+def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, p: float) -> None:
+    r"""Add :math:`\alpha\nabla\Omega_p` in place.
+
+    .. math:: (\nabla\Omega_p)_i = \operatorname{sign}(w_i)\,|w_i|^{p-1}, \qquad 0 \text{ at } w_i = 0
+    """
+    if p == 2:
+        slope = weights
+    else:
+        slope = list(torch._foreach_sign(weights))
+        if p != 1:
+            size = torch._foreach_abs(weights)
+            torch._foreach_pow_(size, p - 1)
+            torch._foreach_mul_(slope, size)
+    torch._foreach_add_(gradients, slope, alpha=alpha)
+
+
+def group_norm(weights: list[Tensor], groups: Groups) -> Tensor:
+    r"""Return the group lasso term, a group being a row (what feeds one output unit) or a column of a weight.
+
+    .. math:: \Omega(w) = \sum_g \sqrt{n_g}\, \|w_g\|_2, \qquad n_g = \text{entries of group } g
+    """
+    return torch.stack([lengths.sum() for lengths in _group_norms(weights, groups, weigh=True)]).sum()
+
+
+def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, groups: Groups) -> None:
+    r"""Add :math:`\alpha\nabla\Omega` of :func:`group_norm` in place.
+
+    .. math:: (\nabla\Omega)_g = \sqrt{n_g}\, \frac{w_g}{\|w_g\|_2}, \qquad 0 \text{ at } w_g = 0
+    """
+    lengths = _group_norms(weights, groups, weigh=False)
+    torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
+    torch._foreach_addcdiv_(gradients, weights, lengths, value=alpha)
+
+
+def shrink(weights: list[Tensor], l1: float, l2: float = 0.0) -> None:
+    r"""Take the proximal step of :math:`\lambda_1\|w\|_1 + \tfrac{\lambda_2}2\|w\|_2^2` in place: soft thresholding.
+
+    .. math:: w_i \leftarrow \frac{\operatorname{sign}(w_i)\,\max(|w_i| - \lambda_1, 0)}{1 + \lambda_2}
+
+    Example:
+        >>> w = torch.tensor([3.0, -0.5, -2.0])
+        >>> shrink([w], 1.0); w.tolist()
+        [2.0, 0.0, -1.0]
+    """
+    # w - clip(w, -t, t): three passes, and exact zeros, where sign(w) max(|w| - t, 0) takes five
+    clipped = torch._foreach_clamp_min(weights, -l1)
+    torch._foreach_clamp_max_(clipped, l1)
+    torch._foreach_sub_(weights, clipped)
+    if l2:
+        torch._foreach_div_(weights, 1 + l2)
+
+
+def shrink_groups(weights: list[Tensor], threshold: float, groups: Groups) -> None:
+    r"""Take the proximal step of :math:`\lambda\sum_g\sqrt{n_g}\|w_g\|_2` in place: whole groups become zero.
+
+    .. math:: w_g \leftarrow w_g \max\Bigl(1 - \frac{\lambda\sqrt{n_g}}{\|w_g\|_2},\, 0\Bigr)
+    """
+    factors = _group_norms(weights, groups, weigh=False)
+    torch._foreach_clamp_min_(factors, torch.finfo(factors[0].dtype).tiny)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, -threshold)
+    torch._foreach_add_(factors, 1.0)
+    torch._foreach_clamp_min_(factors, 0.0)
+    torch._foreach_mul_(weights, factors)
+
+
+def _group_norms(weights: list[Tensor], groups: Groups, *, weigh: bool) -> list[Tensor]:
+    r"""Return :math:`\sqrt{n_g}\|w_g\|` (weighed) or :math:`\|w_g\| / \sqrt{n_g}`, shaped to broadcast."""
+    kept = 0 if groups == "rows" else 1
+    # torch has no foreach reduction along a dimension: the one loop over tensors here
+    norms = [torch.linalg.vector_norm(w, dim=[d for d in range(w.ndim) if d != kept], keepdim=True) for w in weights]
+    root = [(w.numel() / w.shape[kept]) ** (0.5 if weigh else -0.5) for w in weights]
+    return list(torch._foreach_mul(norms, root))
+
+
+@dataclasses.dataclass
+class _Part:
+    """The weights that share one strength; ``start`` is empty where the penalty is around zero."""
+
+    pattern: str
+    names: list[str]
+    weights: list[Tensor]
+    start: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each weight with its name."""
+        return zip(self.names, self.weights, strict=True)
+
+    def offset(self) -> list[Tensor]:
+        """Return w - w₀: the weights themselves, or a new list of differences."""
+        return list(torch._foreach_sub(self.weights, self.start)) if self.start else self.weights
+
+    def only(self, chosen: Sequence[bool]) -> _Part:
+        """Return the part with the chosen weights alone."""
+        names, weights, start = self.names, self.weights, self.start
+        return _Part(self.pattern, [*compress(names, chosen)], [*compress(weights, chosen)], [*compress(start, chosen)])
+
+    def trained(self) -> _Part:
+        """Return the part without frozen weights, each with a gradient."""
+        if not any(weight.grad is None for weight in self.weights):
+            return self
+        for weight in self.weights:
+            if weight.grad is None and weight.requires_grad:
+                weight.grad = torch.zeros_like(weight)
+        return self.only([weight.grad is not None for weight in self.weights])
+
+
+class NormPenalty(Plugin):
+    r"""A norm penalty on weights: :math:`\tilde J = J + \alpha\,\Omega(w)`.
+
+    .. math::
+        \Omega(w) = \begin{cases}
+            \frac1p\sum_i |w_i|^p                                    & \text{p-norm: } \tfrac12\|w\|_2^2,\ \|w\|_1 \\
+            r\|w\|_1 + \frac{1-r}2\|w\|_2^2                          & \text{elastic net, } r = \text{l1\_ratio} \\
+            \sum_g \sqrt{n_g}\|w_g\|_2                               & \text{group lasso}
+        \end{cases}
+
+    with :math:`w - w_0` in place of :math:`w` where the penalty is around the starting point :math:`w_0` (L2-SP for
+    p = 2). The gradient is written down, added to the data loss's gradient once an optimizer step, and Ω itself is
+    worked out only when it is logged. At 0, where ‖·‖₁ and ‖·‖₂ have no gradient, it is 0. A trainable weight that
+    the step did not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing.
+
+    ``proximal`` minimizes the term by its proximal operator after each update, with the learning rate η of the
+    weight's parameter group, instead of by its gradient. For p = 1 and group lasso that gives exact zeros:
+
+    .. math:: w \leftarrow \operatorname{prox}_{\eta\alpha\Omega}(w)
+
+    Args:
+        alpha: strength α, or a mapping from patterns over weights to strengths, of which the first match holds and
+            the rest of the weights go free. Try 1e-5 to 1e-3 for p = 2 and 1e-6 to 1e-4 for p = 1 and groups, 1e-3
+            to 1e-1 around the start.
+        p: exponent of the norm, at least 1.
+        l1_ratio: r of the elastic net, from 0 (L2) to 1 (L1); None for the p-norm.
+        groups: group lasso over ``"rows"`` (output units: the first dimension) or ``"columns"`` (inputs: the second).
+        around: ``"zero"``, or ``"start"`` for the weights as they are when the run starts, such as pretrained ones.
+        proximal: proximal step in place of the gradient; p = 1, p = 2, elastic net and group lasso.
+        weights: patterns of the weights that are penalized.
+        biases: penalize biases and norm gains too.
+        scale: a factor on every α, for a :class:`~plugins.strength_schedule.StrengthSchedule` to move.
+
+    Raises:
+        UserError: where settings contradict one another, or a pattern matches no weight.
+
+    Example:
+        >>> NormPenalty({"head.*": 0.0, "*": 1e-4}, p=1, proximal=True).describe()
+        "NormPenalty(alpha={'head.*': 0.0, '*': 0.0001}, p=1, proximal=True)"
+
+    Interacts with: clipping, which sees the term's gradient as well; adaptive optimizers, which rescale it, so that
+    under Adam L2 is not decoupled decay (``Optimizer(weight_decay=...)``), while a proximal step is decoupled.
+
+    Source: Goodfellow, Bengio and Courville (2016), Deep Learning, sections 7.1 and 7.2; Zou and Hastie (2005) for the
+    elastic net; Yuan and Lin (2006) for group lasso; Li, Grandvalet and Davoine (2018) for L2-SP; Parikh and Boyd
+    (2014), Proximal algorithms.
+    """
+
+    alpha: NonNegative | dict[str, NonNegative]
+    p: Annotated[float, Bounds(low=1)] = 2
+    l1_ratio: Probability | None = None
+    groups: Groups | None = None
+    around: Literal["zero", "start"] = "zero"
+    proximal: bool = False
+    weights: Patterns = "*"
+    biases: bool = False
+    scale: NonNegative = 1.0
+
+    def check(self) -> None:
+        """Refuse settings that contradict one another."""
+        if isinstance(self.alpha, dict) and not self.alpha:
+            raise UserError("NormPenalty(alpha={}): alpha names no weights; give a number, or {pattern: strength}")
+        if self.l1_ratio is not None and self.groups is not None:
+            raise UserError("NormPenalty(l1_ratio=, groups=): elastic net or group lasso; use two plugins for both")
+        if self.p != 2 and (self.l1_ratio is not None or self.groups is not None):
+            other = "l1_ratio" if self.groups is None else "groups"
+            raise UserError(f"NormPenalty(p={self.p}, {other}=): {other} says which norm it is; leave p out")
+        if self.groups is not None and self.biases:
+            raise UserError("NormPenalty(groups=, biases=True): a bias has no rows or columns; leave biases out")
+        if self.proximal and self.p not in (1, 2):
+            raise UserError(
+                f"NormPenalty(p={self.p}, proximal=True): its proximal step has no closed form; p is 1 or 2"
+            )
+
+    def attach(self, core: Core) -> None:
+        """Resolve the patterns and remember the starting point."""
+        chosen = self._select(core.model)
+        self.shares_: list[tuple[int, _Part]] | None = None
+        self.parts_ = [_Part(pattern, list(named), [*named.values()]) for pattern, named in chosen.items()]
+        if self.around == "start":
+            self._start_at({name: w.detach().clone() for part in self.parts_ for name, w in part.named()})
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Follow the weights, which Lightning has moved to their device by now."""
+        if self.around == "start":
+            self._start_at(self.state_dict()["start"])
+
+    def _start_at(self, start: dict[str, Tensor]) -> None:
+        for part in self.parts_:
+            part.start = [start[name].to(weight) for name, weight in part.named()]
+        self.shares_ = None
+
+    def _select(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+        """Return the weights by name, by the pattern that gives them their strength."""
+        chosen = select_weights(model, self.weights, who=f"NormPenalty(weights={self.weights!r})", biases=self.biases)
+        if not isinstance(self.alpha, dict):
+            return {"": chosen}
+        selected: dict[str, dict[str, nn.Parameter]] = {}
+        for pattern in self.alpha:
+            found = select_weights(model, pattern, who="NormPenalty(alpha=)", biases=self.biases)
+            selected[pattern] = {name: chosen.pop(name) for name in found if name in chosen}
+            if not selected[pattern]:
+                raise UserError(
+                    f"NormPenalty(alpha=): pattern {pattern!r} gets no weight that is left; the first match holds, so"
+                    " move it up, or widen weights="
+                )
+        return selected
+
+    def _strength(self, part: _Part) -> float:
+        return self.scale * (self.alpha[part.pattern] if isinstance(self.alpha, dict) else self.alpha)
+
+    def weight_penalty(self, step: Step) -> Tensor:
+        """Return αΩ over all weights."""
+        terms = [self._strength(part) * self._value(part.offset()) for part in self.parts_]
+        return torch.stack([term.to(terms[0]) for term in terms]).sum()
+
+    def _value(self, weights: list[Tensor]) -> Tensor:
+        if weights[0].dtype in (torch.float16, torch.bfloat16):
+            weights = [weight.float() for weight in weights]
+        if self.groups is not None:
+            return group_norm(weights, self.groups)
+        if self.l1_ratio is not None:
+            return self.l1_ratio * norm(weights, 1) + (1 - self.l1_ratio) * norm(weights, 2)
+        return norm(weights, self.p)
+
+    @torch.no_grad()
+    def weight_penalty_gradient(self, step: Step) -> None:
+        """Add α∇Ω to the weights' gradients."""
+        if self.proximal:
+            return
+        for part in self.parts_:
+            alpha = self._strength(part)
+            if alpha:  # strength 0 is absence, to the bit: not even 0 is added
+                self._add_gradient(part.trained(), alpha)
+
+    def _add_gradient(self, part: _Part, alpha: float) -> None:
+        gradients = [weight.grad for weight in part.weights if weight.grad is not None]
+        if not gradients:
+            return
+        if self.groups is not None:
+            add_group_gradient(gradients, part.offset(), alpha, self.groups)
+        elif self.l1_ratio is not None:
+            weights = part.offset()
+            add_norm_gradient(gradients, weights, alpha * self.l1_ratio, 1)
+            add_norm_gradient(gradients, weights, alpha * (1 - self.l1_ratio), 2)
+        elif self.p == 2 and part.start:  # two additions in place cost less than a list of differences
+            add_norm_gradient(gradients, part.weights, alpha, 2)
+            add_norm_gradient(gradients, part.start, -alpha, 2)
+        else:
+            add_norm_gradient(gradients, part.offset(), alpha, self.p)
+
+    def after_update(self, step: Step) -> None:
+        """Take the proximal step, with the learning rate that the update took."""
+        if not self.proximal:
+            return
+        assert step.optimizer is not None
+        groups = step.optimizer.param_groups
+        if self.shares_ is None:
+            owner = {id(weight): index for index, group in enumerate(groups) for weight in group["params"]}
+            owned = [[owner.get(id(weight)) for weight in part.weights] for part in self.parts_]
+            self.shares_ = [
+                (index, part.only([who == index for who in owners]))
+                for part, owners in zip(self.parts_, owned, strict=True)
+                for index in sorted({who for who in owners if who is not None})
+            ]
+        for index, part in self.shares_:
+            amount = float(groups[index]["lr"]) * self._strength(part)
+            if amount:
+                self._shrink(part, amount)
+
+    def _shrink(self, part: _Part, amount: float) -> None:
+        offset = part.offset()
+        if self.groups is not None:
+            shrink_groups(offset, amount, self.groups)
+        else:
+            l1 = float(self.p == 1) if self.l1_ratio is None else self.l1_ratio
+            shrink(offset, amount * l1, amount * (1 - l1))
+        if part.start:
+            torch._foreach_copy_(part.weights, torch._foreach_add(part.start, offset))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the starting point, which a resumed run cannot know otherwise."""
+        parts = getattr(self, "parts_", [])
+        start = {name: w for part in parts if part.start for name, w in zip(part.names, part.start, strict=True)}
+        return {"start": start} if start else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the starting point over from a checkpoint."""
+        if self.around == "start":
+            start = state_dict.get("start", {})
+            if absent := [name for part in self.parts_ for name in part.names if name not in start]:
+                raise UserError(f"NormPenalty(around='start'): the checkpoint has no starting point of {absent[0]!r}")
+            self._start_at(start)

@@ -1,0 +1,244 @@
+"""The learning rate over the run: warm-up and curve, one-cycle, plateau, or any scheduler of torch's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import torch
+from torch.optim import lr_scheduler
+
+from framework.errors import UserError, did_you_mean
+from framework.plugin import Plugin
+from framework.settings import Bounds, NonNegative, Positive, PositiveInt, Probability
+
+if TYPE_CHECKING:
+    from framework.module import Core
+
+Span = Annotated[int, Bounds(low=0)] | Probability
+Factor = Callable[[int], float]
+
+
+def warm_up(s: int, warmup: int) -> float:
+    r"""Return the linear rise :math:`\min(1, \frac{s + 1}{w + 1})`: above 0 from the first step, 1 after w steps."""
+    return min(1.0, (s + 1) / (warmup + 1))
+
+
+def linear(t: float, end: float) -> float:
+    r"""Return :math:`1 - (1 - e)\,t`."""
+    return 1 - (1 - end) * t
+
+
+def cosine(t: float, end: float) -> float:
+    r"""Return half a wave from 1 to e: :math:`e + \frac{1 - e}2 (1 + \cos \pi t)`."""
+    return end + (1 - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+def one_cycle(t: float, rise: float, end: float, start: float = 0.04) -> float:
+    r"""Return half a wave from ``start`` up to 1 at ``t = rise``, then half a wave down to ``end`` at ``t = 1``.
+
+    Example:
+        >>> one_cycle(0.0, 0.3, 0.0), one_cycle(0.3, 0.3, 0.0), one_cycle(1.0, 0.3, 0.0)
+        (0.04, 1.0, 0.0)
+    """
+    return cosine(1 - t / rise, start) if t < rise else cosine((t - rise) / (1 - rise), end)
+
+
+# the settings that each kind reads, and those it cannot do without
+_READS: dict[str, tuple[str, ...]] = {
+    "constant": ("warmup",),
+    "linear": ("warmup", "end"),
+    "cosine": ("warmup", "end"),
+    "one_cycle": ("warmup", "end"),
+    "step": ("warmup", "period", "gamma"),
+    "multi_step": ("warmup", "milestones", "gamma"),
+    "exponential": ("warmup", "gamma"),
+}
+_CLASS_READS: dict[type, tuple[str, ...]] = {
+    lr_scheduler.ReduceLROnPlateau: ("options", "monitor"),
+    lr_scheduler.OneCycleLR: ("options",),  # it warms up itself
+}
+_NEEDS: dict[str, tuple[str, ...]] = {"step": ("period",), "multi_step": ("milestones",), "exponential": ("gamma",)}
+
+
+def scheduler_class(kind: type | str) -> type[lr_scheduler.LRScheduler] | None:
+    """Return a scheduler class by name of ``torch.optim.lr_scheduler``, by dotted path, or as it is; None for a curve.
+
+    Raises:
+        UserError: where there is no such curve or class.
+
+    Example:
+        >>> scheduler_class("plateau").__name__, scheduler_class("cosine")
+        ('ReduceLROnPlateau', None)
+    """
+    if kind in _READS:
+        return None
+    found: Any = lr_scheduler.ReduceLROnPlateau if kind == "plateau" else kind
+    if isinstance(found, str) and "." in found:
+        module, _, name = found.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"Schedule(kind={kind!r}): {error}; give 'module.ClassName'") from error
+    elif isinstance(found, str):
+        classes = {name: one for name, one in vars(lr_scheduler).items() if _is_scheduler(one) and name[0] != "_"}
+        if found not in classes:
+            known = [*_READS, "plateau", *classes]
+            raise UserError(f"Schedule(kind={kind!r}): there is no such schedule{did_you_mean(found, known)}")
+        found = classes[found]
+    if not _is_scheduler(found):
+        raise UserError(f"Schedule(kind={kind!r}): kind must be a curve's name or a subclass of torch's LRScheduler")
+    return found  # type: ignore[no-any-return]
+
+
+def _is_scheduler(one: Any) -> bool:
+    return isinstance(one, type) and issubclass(one, lr_scheduler.LRScheduler) and one is not lr_scheduler.LRScheduler
+
+
+class Schedule(Plugin):
+    r"""The learning rate over the run: :math:`\eta_s = \eta\, f(s)`, the same factor f for every parameter group.
+
+    With s the steps (or epochs) done of n, w of them warm-up, and t = (s - w) / (n - w) the share done after it:
+
+    .. math::
+        f(s) = \min\Bigl(1, \frac{s + 1}{w + 1}\Bigr) \cdot \begin{cases}
+            1                                      & \texttt{constant} \\
+            1 - (1 - e)\,t                         & \texttt{linear} \\
+            e + \frac{1 - e}2 (1 + \cos\pi t)      & \texttt{cosine} \\
+            \gamma^{\lfloor s / \text{period}\rfloor} & \texttt{step} \\
+            \gamma^{\#\{m \le s\}}                 & \texttt{multi\_step, milestones } m \\
+            \gamma^{\max(s - w, 0)}                & \texttt{exponential}
+        \end{cases}
+
+    ``one_cycle`` rises by half a cosine wave from 0.04 to 1 during the warm-up and falls by another to e; ``plateau``
+    lowers the rate when the monitored metric stops falling. Lengths are whole numbers of steps (or epochs), or, with
+    a decimal point, shares of the run: ``warmup=500`` or ``warmup=0.05``.
+
+    Args:
+        kind: one of the above, or a scheduler class of ``torch.optim.lr_scheduler`` or a third party's, or its name.
+        warmup: length w of the warm-up, 0.02 to 0.1 of the run as a rule; 0 is none, but 0.3 for ``one_cycle``.
+        end: e, the factor at the end of the run.
+        period: length of a stair of ``step``.
+        milestones: where ``multi_step`` falls.
+        gamma: γ, the factor of a fall; 0.1 unless set, ``exponential`` needs one.
+        monitor: what ``plateau`` watches.
+        options: arguments of ``ReduceLROnPlateau`` (``{"patience": 5, "factor": 0.5}``) or of the scheduler class;
+            ``T_max`` and ``total_steps``, where a class needs them and they are not given, are the run's length.
+        interval: what moves the schedule on, ``"step"`` or ``"epoch"``; a plateau always waits for validations.
+
+    Raises:
+        UserError: where a setting is missing, unknown or not read by the kind, or the run has no end to count to.
+
+    Example:
+        >>> Schedule("cosine", warmup=0.05).describe()
+        'Schedule(warmup=0.05)'
+        >>> Schedule("multi_step", milestones=[30, 60], interval="epoch").describe()
+        "Schedule(kind='multi_step', milestones=[30, 60], interval='epoch')"
+
+    Interacts with: ``Optimizer``, whose ``lr`` and ``lr_scale`` it multiplies; early stopping, which leaves the end
+    of the curve out.
+
+    Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 8.3.1; Loshchilov and Hutter (2017), SGDR,
+    for the cosine; Goyal et al. (2017) for the warm-up; Smith and Topin (2018), Super-convergence, for one cycle.
+    """
+
+    kind: type[lr_scheduler.LRScheduler] | str = "cosine"
+    warmup: Span = 0
+    end: NonNegative = 0.0
+    period: PositiveInt | Annotated[float, Bounds(low=0, high=1, open_low=True)] | None = None
+    milestones: Sequence[Span] = ()
+    gamma: Positive | None = None
+    monitor: str = "val/loss"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    interval: Literal["step", "epoch"] = "step"
+
+    def check(self) -> None:
+        """Refuse settings that the kind needs and lacks, or has and does not read."""
+        cls = scheduler_class(self.kind)
+        kind = self.kind if isinstance(self.kind, str) else self.kind.__name__
+        reads = _READS[kind] if cls is None else _CLASS_READS.get(cls, ("warmup", "options"))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in (*reads, "kind", "interval", "name") or not value:
+                continue
+            if field.name != "monitor" or value != type(self).monitor:
+                raise UserError(
+                    f"Schedule(kind={kind!r}, {field.name}={value!r}): {kind} does not read {field.name}, but"
+                    f" {', '.join(reads)}; leave it out"
+                )
+        if absent := next((name for name in _NEEDS.get(kind, ()) if not getattr(self, name)), None):
+            raise UserError(f"Schedule(kind={kind!r}): {kind} needs {absent}; give {absent}=...")
+        known = set(inspect.signature(cls).parameters) - {"optimizer", "last_epoch"} if cls else set()
+        if unknown := next((name for name in self.options if name not in known), None):
+            what = f"Schedule(kind={kind!r}, options={{{unknown!r}: ...}})"
+            raise UserError(f"{what}: there is no such argument{did_you_mean(unknown, known)}")
+
+    def attach(self, core: Core) -> None:
+        """Remember the core, whose trainer knows how long an epoch is."""
+        self.core_ = core
+
+    def make_scheduler(self, optimizer: torch.optim.Optimizer, total_steps: int) -> Mapping[str, Any]:
+        """Make the scheduler."""
+        total = total_steps
+        if self.interval == "epoch" and total > 0:
+            total = math.ceil(total / self.core_.trainer.num_training_batches)
+        cls = scheduler_class(self.kind)
+        if cls is None:
+            scheduler: Any = lr_scheduler.LambdaLR(optimizer, self._factor(total))
+        else:
+            scheduler = self._of_class(cls, optimizer, total)
+        if cls is lr_scheduler.ReduceLROnPlateau:
+            return {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor}
+        return {"scheduler": scheduler, "interval": self.interval}
+
+    def _factor(self, total: int) -> Factor:
+        """Return f as a function of the steps done, for a run of so many."""
+        warmup = 0 if self.kind == "one_cycle" else self._length("warmup", self.warmup, total)
+        gamma, end = self.gamma or 0.1, self.end
+        if self.kind == "constant":
+            return lambda s: warm_up(s, warmup)
+        if self.kind == "exponential":
+            return lambda s: warm_up(s, warmup) * gamma ** max(s - warmup, 0)
+        if self.kind == "step":
+            period = max(1, self._length("period", self.period or 1, total))
+            return lambda s: warm_up(s, warmup) * gamma ** (s // period)
+        if self.kind == "multi_step":
+            milestones = [self._length("milestones", milestone, total) for milestone in self.milestones]
+            return lambda s: warm_up(s, warmup) * gamma ** sum(milestone <= s for milestone in milestones)
+        left = self._length("kind", 1.0, total) - warmup
+        if left < 1:
+            raise UserError(f"Schedule(warmup={self.warmup}): the run has {total} {self.interval}s in all; take less")
+        if self.kind == "one_cycle":
+            rise = self._length("warmup", self.warmup or 0.3, total) / total
+            return lambda s: one_cycle(min(s / total, 1.0), rise, end)
+        curve = cosine if self.kind == "cosine" else linear
+        return lambda s: warm_up(s, warmup) * curve(min(max(s - warmup, 0) / left, 1.0), end)
+
+    def _length(self, name: str, span: float, total: int) -> int:
+        """Return a span in steps or epochs."""
+        if isinstance(span, int) or span == 0:
+            return int(span)
+        if total < 1:
+            value = getattr(self, name)
+            raise UserError(
+                f"Schedule({name}={value!r}): the run has no end to count to; set trainer max_epochs or max_steps"
+            )
+        return round(span * total)
+
+    def _of_class(self, cls: Any, optimizer: torch.optim.Optimizer, total: int) -> Any:
+        options = dict(self.options)
+        for name in ("T_max", "total_steps"):
+            if name in inspect.signature(cls).parameters and name not in options:
+                options[name] = self._length("kind", 1.0, total)
+        warmup = self._length("warmup", self.warmup, total)
+        try:
+            if not warmup:
+                return cls(optimizer, **options)
+            rise = lr_scheduler.LambdaLR(optimizer, lambda s: warm_up(s, warmup))
+            return lr_scheduler.SequentialLR(optimizer, [rise, cls(optimizer, **options)], [warmup])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.describe()}: {error}") from error

@@ -1,0 +1,159 @@
+"""A strength, or any other number of a plugin, moved during the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from framework.errors import UserError, did_you_mean
+from framework.plugin import Plugin, overrides
+from framework.settings import Bounds, Probability, check_settings
+
+if TYPE_CHECKING:
+    from framework.module import Core
+    from framework.step import Step
+
+Kind = Literal["linear", "cosine", "exponential", "jump"]
+Span = Annotated[int, Bounds(low=0)] | Probability
+
+
+def strength_at(t: float, kind: Kind, start: float, end: float) -> float:
+    r"""Return the value after the share t of the way from :math:`a_0` (``start``) to :math:`a_1` (``end``).
+
+    .. math::
+        a(t) = \begin{cases}
+            a_0 + (a_1 - a_0)\,t                              & \texttt{linear} \\
+            a_0 + (a_1 - a_0)\,\frac{1 - \cos\pi t}2          & \texttt{cosine} \\
+            a_0^{1-t}\, a_1^t                                 & \texttt{exponential} \\
+            a_0 \text{ for } t < 1,\ a_1 \text{ from } t = 1  & \texttt{jump}
+        \end{cases}
+
+    Outside 0 to 1 it stays at its ends.
+
+    Example:
+        >>> [strength_at(t, "linear", 0.0, 2.0) for t in (-1.0, 0.0, 0.25, 1.0, 3.0)]
+        [0.0, 0.0, 0.5, 2.0, 2.0]
+    """
+    if t >= 1:
+        return end
+    if t <= 0 or kind == "jump":
+        return start
+    if kind == "exponential":
+        return math.exp((1 - t) * math.log(start) + t * math.log(end))
+    if kind == "cosine":
+        t = (1 - math.cos(math.pi * t)) / 2
+    return start + (end - start) * t
+
+
+class StrengthSchedule(Plugin):
+    r"""Moves a number of another plugin during the run: :math:`\alpha_s = a(t_s)`.
+
+    .. math:: t_s = \frac{s - b}{u - b}
+
+    with s the optimizer steps done, b ``begin`` and u ``until``, and a of :func:`strength_at`. The value is a function
+    of the step alone, so a resumed run has the same. Once training ends, the setting is what the recipe declared.
+
+    Args:
+        strength: ``"<plugin>.<setting>"`` such as ``"norm_penalty.alpha"`` or ``"weight_noise.std"``; a setting that
+            the plugin reads at each step, as strengths are.
+        kind: the shape of the way.
+        start: the value up to ``begin``; None for the declared one.
+        end: the value from ``until`` on; None for the declared one.
+        begin: where the way begins: a whole number of steps, or, with a decimal point, a share of the run.
+        until: where it ends, likewise.
+
+    Raises:
+        UserError: where plugin or setting are unknown, the setting is no number, an end of the way is no value that it
+            may take, or shares are asked of a run without an end.
+
+    Example:
+        >>> StrengthSchedule("norm_penalty.alpha", start=0.0, until=0.2).describe()
+        "StrengthSchedule(strength='norm_penalty.alpha', start=0.0, until=0.2)"
+
+    Interacts with: any plugin; the moved value is logged as ``strength/<plugin>.<setting>``. The learning rate is
+    moved by ``Schedule``: the optimizer reads ``optimizer.lr`` once.
+
+    Source: Bowman et al. (2016), Generating sentences from a continuous space, for a weight that rises from 0.
+    """
+
+    strength: str
+    kind: Kind = "linear"
+    start: float | None = None
+    end: float | None = None
+    begin: Span = 0.0
+    until: Span = 1.0
+
+    def check(self) -> None:
+        """Refuse a way that leads nowhere."""
+        if self.strength.count(".") != 1:
+            raise UserError(f"StrengthSchedule(strength={self.strength!r}): must be '<plugin>.<setting>'")
+        if self.start is None and self.end is None:
+            raise UserError("StrengthSchedule(start=None, end=None): the value would never move; give one of them")
+        if type(self.begin) is type(self.until) and self.begin > self.until:
+            raise UserError(f"StrengthSchedule(begin={self.begin!r}, until={self.until!r}): begin comes after until")
+
+    def attach(self, core: Core) -> None:
+        """Find the plugin and its setting, and try both ends of the way on it."""
+        names = {plugin.name: plugin for plugin in core.plugins if plugin is not self}
+        name, self.setting_ = self.strength.split(".")
+        if name not in names:
+            raise UserError(f"{self._what}: no plugin is called {name!r}{did_you_mean(name, names)}")
+        self.plugin_ = names[name]
+        for rival in core.plugins:
+            if rival is not self and isinstance(rival, StrengthSchedule) and rival.strength == self.strength:
+                raise UserError(f"{self._what}: {rival.name!r} moves it too; take one out (--without {rival.name})")
+        numbers = {f.name for f in dataclasses.fields(self.plugin_) if _is_number(getattr(self.plugin_, f.name))}
+        if self.setting_ not in numbers:
+            raise UserError(
+                f"{self._what}: {name} has no number {self.setting_!r}{did_you_mean(self.setting_, numbers)}"
+            )
+        if core.plugins.index(self) > core.plugins.index(self.plugin_) and overrides(self.plugin_, "begin_step"):
+            raise UserError(f"{self._what}: {name!r} reads its settings as a step begins; put {self.name!r} before it")
+        self.declared_value_ = getattr(self.plugin_, self.setting_)
+        self.way_ = [float(self.declared_value_ if end is None else end) for end in (self.start, self.end)]
+        try:
+            for end in self.way_:
+                self._move(end)
+                check_settings(self.plugin_)
+                self.plugin_.check()
+        finally:
+            self.finish(core)
+        if self.kind == "exponential" and min(self.way_) <= 0:
+            raise UserError(
+                f"{self._what}: an exponential way from {self.way_[0]} to {self.way_[1]} needs both above 0"
+            )
+
+    def begin_step(self, step: Step) -> None:
+        """Move the setting to its value at this step."""
+        begin, until = self._steps("begin", step), self._steps("until", step)
+        t = (step.index - begin) / (until - begin) if until > begin else float(step.index >= until)
+        value = strength_at(t, self.kind, *self.way_)
+        self._move(value)
+        step.record(f"strength/{self.strength}", value)
+
+    def _steps(self, name: str, step: Step) -> float:
+        span: float = getattr(self, name)
+        if isinstance(span, int) or span == 0:
+            return span
+        if not math.isfinite(step.total):
+            raise UserError(
+                f"{self._what}: {name}={span!r} is a share of a run that has no end; give it in steps (a whole number),"
+                " or set the trainer's max_epochs or max_steps"
+            )
+        return span * step.total
+
+    def _move(self, value: float) -> None:
+        setattr(self.plugin_, self.setting_, value)
+
+    def finish(self, core: Core) -> None:
+        """Put the declared value back."""
+        setattr(self.plugin_, self.setting_, self.declared_value_)
+
+    @property
+    def _what(self) -> str:
+        return f"StrengthSchedule(strength={self.strength!r})"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
