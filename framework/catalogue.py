@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import TYPE_CHECKING, get_type_hints
+import re
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from framework.errors import UserError
 from framework.registry import registered
+from framework.settings import plain
 from framework.table import paragraph, table
 from framework.value import type_name
 
@@ -24,8 +26,7 @@ def catalogue() -> tuple[str, list[str]]:
         except UserError as error:
             broken.append(str(error))
             continue
-        summary = paragraph((inspect.getdoc(kind) or "").partition("\n\n")[0])
-        parts = [f"{entry.name}  ({entry.distribution})", summary, table(_settings(kind), indent=4)]
+        parts = [f"{entry.name}  ({entry.distribution})", paragraph(_summary(kind)), table(_settings(kind), indent=4)]
         blocks.append("\n".join(part for part in parts if part))
     if not blocks and not broken:
         return "No plugin is installed; `pip install -e .` in the source tree registers the bundled ones.", []
@@ -33,13 +34,22 @@ def catalogue() -> tuple[str, list[str]]:
 
 
 def _settings(kind: type[Plugin]) -> list[list[str]]:
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     rows = []
     for field in dataclasses.fields(kind):
         if field.init and field.name != "name":
-            if field.default_factory is not dataclasses.MISSING:
-                default = repr(field.default_factory())
-            else:
-                default = "required" if field.default is dataclasses.MISSING else repr(field.default)
-            rows.append([field.name, default, type_name(hints[field.name])])
+            rows.append([field.name, _default(field), type_name(hints[field.name])])
     return rows
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    if field.default is dataclasses.MISSING:
+        return "required"
+    return str(plain(field.default)) if isinstance(field.default, type) else repr(field.default)
+
+
+def _summary(kind: type[Plugin]) -> str:
+    first = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+    return re.sub(r":\w+:`([^`]*)`", r"\1", first).replace("``", "")

@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, those of the process by default.
 
     Returns:
-        0; 1 where a recipe raised; 2 for a mistake of the user, told in one line; 130 on Ctrl-C.
+        0; 1 where a recipe raised or an installed plugin is broken; 2 for a mistake of the user, told in one line;
+        130 on Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     # albumentations asks the network for a newer release unless told not to
@@ -104,7 +105,7 @@ def _plugins(args: list[str]) -> int:
     print(text)
     for line in broken:
         print(f"error: {line}", file=sys.stderr)
-    return 2 if broken else 0
+    return 1 if broken else 0
 
 
 # ---- commands on a recipe --------------------------------------------------------------------------------------------
@@ -126,6 +127,7 @@ def _with_recipe(command: str, args: list[str]) -> int:
         return 0
     flags, trainer = _take_trainer_options(flags)
     given = _parse(parser, factory, flags)
+    out = given.pop("out", None)
     order: dict[str, Any] = {
         "parameters": {name: given.pop(name) for name in inspect.signature(factory).parameters if name in given},
         "trainer": trainer,
@@ -137,7 +139,7 @@ def _with_recipe(command: str, args: list[str]) -> int:
     if command == "explain":
         print(_explained(factory, order))
         return 0
-    return _fit(path, order) if command == "fit" else _evaluated(command, path, order)
+    return _fit(path, order) if command == "fit" else _evaluated(command, path, order, out)
 
 
 def _parser(
@@ -148,7 +150,7 @@ def _parser(
     parser = jsonargparse.ArgumentParser(
         prog=f"{PROG} {command} {path}",
         usage="%(prog)s [flags]",
-        description=f"{_COMMANDS[command].capitalize()}.",
+        description=_about(factory) or f"{_COMMANDS[command].capitalize()}.",
         exit_on_error=False,
         allow_abbrev=False,
         default_env=False,
@@ -157,10 +159,16 @@ def _parser(
         _add_parameters(parser, factory, path)
     group = parser.add_argument_group(f"flags of {command}")
     for flag, (metavar, text) in _own_flags(command).items():
-        repeatable = {"action": "append"} if flag in ("--set", "--with", "--without") else {}
-        kind = {"type": int} if flag == "--seed" else {}
+        repeatable: dict[str, Any] = {"action": "append"} if flag in ("--set", "--with", "--without") else {}
+        kind: dict[str, Any] = {"type": int} if flag == "--seed" else {}
         group.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **repeatable, **kind)
     return parser
+
+
+def _about(factory: Callable[..., Recipe] | None) -> str:
+    """Return what a recipe's docstring says before its arguments."""
+    text = (inspect.getdoc(factory) if factory is not None else None) or ""
+    return re.split(r"\n\s*(?:Args|Raises|Returns|Example)s?:", f"\n{text}")[0].strip()
 
 
 def _own_flags(command: str) -> dict[str, tuple[str, str]]:
@@ -182,6 +190,8 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
             "--ckpt": ("best|last|PATH", "which checkpoint; best unless given"),
             "--run": ("PATH", "folder of the run; the recipe's newest in --logs unless given"),
         }
+    if command == "predict":
+        flags["--out"] = ("FILE", "write the outputs there by torch.save instead of printing them")
     return flags
 
 
@@ -192,7 +202,7 @@ def _add_parameters(parser: jsonargparse.ArgumentParser, factory: Callable[..., 
         if name in taken | {"help", "trainer"}:
             raise UserError(f"{path}: the recipe's parameter {name!r} has the name of a flag; rename it")
     try:
-        parser.add_function_arguments(factory, fail_untyped=False)
+        parser.add_function_arguments(factory, as_group=False, fail_untyped=False)
     except ValueError as error:
         raise UserError(f"{path}: the recipe's parameters cannot be flags: {error}") from error
 
@@ -247,10 +257,14 @@ def _tell_bad_flag(error: argparse.ArgumentError, factory: Callable[..., Recipe]
         name = key[1]
         hints = {"seed": int, **get_type_hints(factory, include_extras=True)}
         typed = f"{' '.join(flags)} ".partition(f"--{name}")[2].lstrip(" =").partition(" ")[0]
-        problem = misfit(typed, hints.get(name, Any))
+        annotation = hints.get(name, Any)
+        problem = misfit(read_value(Text(typed), annotation), annotation)
         if problem:
             raise UserError(f"--{name} {typed}: {name} must be {problem}") from error
-    raise UserError(message.removeprefix("argument ").replace("expected one argument", "needs a value")) from error
+    missing = message.removeprefix("the following arguments are required: ")
+    if missing != message:
+        raise UserError(f"the recipe needs --{missing.replace(', ', ', --')}") from error
+    raise UserError(message.removeprefix("argument ").replace(": expected one argument", " needs a value")) from error
 
 
 def _setting(text: str) -> tuple[str, Text]:
@@ -292,22 +306,41 @@ def _explained(factory: Callable[..., Recipe], order: Mapping[str, Any]) -> str:
 
 
 def _fit(path: str, order: Mapping[str, Any]) -> int:
-    from framework.run import fit
+    from framework.run import Interrupted, fit
+    from framework.summary import summarize
 
-    fit(path, **order)
+    try:
+        run = fit(path, **order)
+    except Interrupted as interrupted:
+        print(f"\n{summarize(interrupted.run)}")
+        raise
+    print(f"\n{summarize(run)}")
     return 0
 
 
-def _evaluated(command: str, path: str, order: Mapping[str, Any]) -> int:
+def _evaluated(command: str, path: str, order: Mapping[str, Any], out: str | None) -> int:
     from framework import run
     from framework.table import table
 
-    result = {"validate": run.validate, "test": run.test, "predict": run.predict}[command](path, **order)
     if command == "predict":
-        print(result)
+        _deliver(run.predict(path, **order), out)
     else:
-        print(table([[name, f"{value:.4f}"] for name, value in sorted(result.items())], ["metric", "value"]))
+        metrics = {"validate": run.validate, "test": run.test}[command](path, **order)
+        print(table([[name, f"{value:.4f}"] for name, value in sorted(metrics.items())], ["metric", "value"]))
     return 0
+
+
+def _deliver(outputs: Any, out: str | None) -> None:
+    import torch
+
+    if out is None:
+        print(outputs)
+        return
+    try:
+        torch.save(outputs, out)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--out {out}: cannot be written: {error}") from error
+    print(f"{len(outputs):,} outputs in {out}")
 
 
 # ---- tracebacks ------------------------------------------------------------------------------------------------------

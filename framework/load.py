@@ -127,8 +127,9 @@ def _import(file: Path) -> ModuleType:
         sys.path.append(str(file.parent))
         _added_folder = str(file.parent)
     loaded = sys.modules.get(file.stem)
-    if getattr(loaded, "_is_recipe", False):
+    if loaded is not None and "_is_recipe" in vars(loaded):
         del sys.modules[file.stem]
+    importlib.invalidate_caches()
     found = importlib.util.find_spec(file.stem)
     if found is None or found.origin is None or Path(found.origin).resolve() != file:
         holder = found.origin if found and found.origin else "Python itself"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import types
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from framework.settings import problem_of
+from framework.settings import Bounds, problem_of
 
 
 class Text(str):
@@ -66,18 +66,25 @@ def type_name(annotation: Any) -> str:
     """Return a short name of a type.
 
     Example:
-        >>> type_name(float | None), type_name(list[int])
-        ('float | None', 'list[int]')
+        >>> type_name(Annotated[float, Bounds(low=0)] | None), type_name(list[int])
+        ('float >= 0 | None', 'list[int]')
     """
-    if get_origin(annotation) is Annotated:
-        return type_name(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return " | ".join(type_name(option) for option in get_args(annotation))
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [str(extra) for extra in args[1:] if isinstance(extra, Bounds)]
+        return " ".join([type_name(args[0]), *bounds])
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(type_name, args))
+    if origin is Literal:
+        return " | ".join(map(repr, args))
     if annotation is type(None):
         return "None"
-    if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    if annotation is Ellipsis:
+        return "..."
+    if isinstance(annotation, list):  # the arguments of a Callable
+        return f"[{', '.join(map(type_name, annotation))}]"
+    name = getattr(origin or annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join(map(type_name, args))}]" if args else name
 
 
 def _parsed(value: Any, annotation: Any) -> Any:
