@@ -1,0 +1,129 @@
+r"""Noise on samples: the mathematics that plugins for inputs and for hidden layers share, and the source of normals."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import torch
+from torch import Tensor
+
+from framework.errors import UserError
+from framework.settings import Bounds
+
+if TYPE_CHECKING:
+    from framework.plugin import Plugin
+    from framework.step import Step
+
+NoiseKind = Literal["gaussian", "multiplicative", "masking"]
+Rate = Annotated[float, Bounds(low=0, high=1, open_high=True)]
+
+
+def normals(
+    size: int, *, generator: torch.Generator, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Tensor:
+    r"""Return ``size`` independent draws from :math:`\mathcal N(0, 1)`, a function of the generator's state alone.
+
+    Noise on weights is bound by this function: whoever finds a faster source of normals puts it here.
+    """
+    return torch.randn(size, generator=generator, device=device, dtype=dtype)
+
+
+def additive(x: Tensor, std: float, noise: Tensor) -> Tensor:
+    r"""Return :math:`x + \sigma\varepsilon`.
+
+    Example:
+        >>> additive(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
+        [2.0, 1.0]
+    """
+    return torch.add(x, noise, alpha=std)
+
+
+def multiplicative(x: Tensor, std: float, noise: Tensor) -> Tensor:
+    r"""Return :math:`x (1 + \sigma\varepsilon)`.
+
+    Example:
+        >>> multiplicative(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
+        [2.0, 0.0]
+    """
+    return x * noise.mul(std).add_(1.0)
+
+
+def masked(x: Tensor, rate: float, uniform: Tensor, *, rescale: bool = False) -> Tensor:
+    r"""Return :math:`x\,\mathbb 1[u \ge p]`, over :math:`1 - p` where the mean is to be kept.
+
+    Args:
+        x: a tensor.
+        rate: the probability :math:`p` of an entry to become 0.
+        uniform: draws :math:`u` from [0, 1), shaped like ``x``.
+        rescale: divide what is kept by :math:`1 - p`, as dropout does.
+
+    Example:
+        >>> masked(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([0.4, 0.5]), rescale=True).tolist()
+        [0.0, 4.0]
+    """
+    kept = x.masked_fill(uniform < rate, 0.0)
+    return kept / (1.0 - rate) if rescale else kept
+
+
+def dropout_std(rate: float) -> float:
+    r"""Return :math:`\sqrt{p / (1 - p)}`, the standard deviation of multiplicative noise that matches dropout.
+
+    A dropout mask :math:`m / (1 - p)` with :math:`P(m = 0) = p` has mean 1 and variance :math:`p / (1 - p)`.
+
+    Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), Dropout, section 10.
+
+    Example:
+        >>> dropout_std(0.5)
+        1.0
+    """
+    return math.sqrt(rate / (1.0 - rate))
+
+
+# draws are keyed by the step's number, for each of which a compiler would make the graph anew
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def disturbed(
+    x: Tensor,
+    kind: NoiseKind,
+    std: float,
+    rate: float | None,
+    *,
+    plugin: Plugin,
+    step: Step,
+    who: str = "",
+    rescale: bool = False,
+) -> Tensor:
+    """Return ``x`` with noise drawn for each sample of the step; without noise ``x`` itself, and nothing is drawn.
+
+    Args:
+        x: floating-point tensor ``(samples, …)``.
+        kind: :func:`additive` (``"gaussian"``), :func:`multiplicative` or :func:`masked` (``"masking"``).
+        std: standard deviation of the first two kinds.
+        rate: the probability of the third.
+        plugin: who draws.
+        step: the step at hand.
+        who: tells several draws of one plugin in one step apart, such as a layer's name.
+        rescale: keep the mean under masking.
+    """
+    if kind == "masking":
+        if not rate:
+            return x
+        # not like x: rounded to half precision, a uniform draw falls below the rate with another probability
+        uniform = step.uniform(plugin, torch.empty_like(x, dtype=torch.float32), who)
+        return masked(x, rate, uniform, rescale=rescale)
+    if not std:
+        return x
+    noise = step.normal(plugin, x, who)
+    return additive(x, std, noise) if kind == "gaussian" else multiplicative(x, std, noise)
+
+
+def check_rate(who: str, kind: NoiseKind, rate: float | None) -> None:
+    """Refuse masking without a rate, and a rate without masking.
+
+    Raises:
+        UserError: naming class, arguments and what to do.
+    """
+    if kind == "masking" and rate is None:
+        raise UserError(f"{who}(kind='masking', rate=None): give rate=, the probability of an entry to become 0")
+    if kind != "masking" and rate is not None:
+        raise UserError(f"{who}(kind={kind!r}, rate={rate!r}): rate belongs to kind='masking'; use std= or change kind")

@@ -1,0 +1,257 @@
+"""Sparse activations: few units of a layer active at a time."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from framework.errors import UserError
+from framework.patterns import Patterns, select_layers
+from framework.plugin import Plugin
+from framework.settings import Bounds, NonNegative, PositiveInt
+from framework.step import Step
+
+if TYPE_CHECKING:
+    from framework.module import Core
+
+SparsityKind = Literal["l1", "kl", "k_winners"]
+OpenRate = Annotated[float, Bounds(low=0, high=1, open_low=True, open_high=True)]
+Share = Annotated[float, Bounds(low=0, high=1, open_low=True)]
+
+
+def rows_of_units(h: Tensor) -> Tensor:
+    """Return activations as ``(rows, units)``.
+
+    A unit is an entry of the last dimension; of images, ``(samples, channels, height, width)`` and more dimensions, an
+    entry of the sample. So a sequence's positions are rows, however time and samples are laid out.
+    """
+    return h.flatten(1) if h.ndim > 3 else h.reshape(-1, h.shape[-1])
+
+
+def l1(h: Tensor, samples: int) -> Tensor:
+    r"""Return :math:`\frac1N \sum_{n=1}^N \lVert h^{(n)}\rVert_1`, a mean over samples, a sum over units.
+
+    Example:
+        >>> l1(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), samples=2)
+        tensor(3.)
+    """
+    return h.abs().sum() / samples
+
+
+def kl(h: Tensor, rho: float) -> Tensor:
+    r"""Return the divergence of the units' mean activations from a target rate.
+
+    .. math::
+        \sum_j \rho\log\frac{\rho}{\hat\rho_j} + (1 - \rho)\log\frac{1 - \rho}{1 - \hat\rho_j}, \qquad
+        \hat\rho_j = \frac1R \sum_{r=1}^R h_j^{(r)}
+
+    Args:
+        h: activations in [0, 1]; rows as :func:`rows_of_units` has them.
+        rho: the target :math:`\rho` in (0, 1).
+
+    Example:
+        >>> bool(kl(torch.tensor([[0.0, 0.2], [0.4, 0.2]]), rho=0.2).abs() < 1e-7)
+        True
+    """
+    rate = rows_of_units(h).mean(0)
+    # a unit that is off, or on, for every row has an infinite divergence and gradient: both ends are cut off
+    rate = rate.clamp(1e-6, 1 - 1e-6)
+    return -(rho * rate.log() + (1 - rho) * torch.log1p(-rate)).sum() - rate.numel() * _entropy(rho)
+
+
+def k_winners(h: Tensor, k: int | float) -> Tensor:
+    r"""Return activations of which each row keeps the largest and has 0 elsewhere.
+
+    .. math:: \tilde h_j = h_j\,\mathbb 1[h_j \text{ is among the } k \text{ largest of its row}]
+
+    The gradient passes to the kept ones. Of equal activations as many are kept as make k.
+
+    Args:
+        h: activations; rows as :func:`rows_of_units` has them.
+        k: how many, or as a ``float`` which share of the units, rounded up.
+
+    Example:
+        >>> k_winners(torch.tensor([[1.0, 3.0, 2.0, -4.0]]), 2).tolist()
+        [[0.0, 3.0, 2.0, 0.0]]
+    """
+    rows = rows_of_units(h)
+    count = k if isinstance(k, int) else math.ceil(k * rows.shape[1])
+    winners, where = rows.topk(count, dim=1, sorted=False)
+    return torch.zeros_like(rows).scatter(1, where, winners).view_as(h)
+
+
+class ActivationSparsity(Plugin):
+    r"""Keep few units of the chosen layers active.
+
+    .. math::
+        \alpha\Omega = \alpha\,\frac1N \sum_{n=1}^N \lVert h^{(n)}\rVert_1 \;\text{(l1)}, \qquad
+        \alpha\Omega = \alpha \sum_j \operatorname{KL}(\rho \,\Vert\, \hat\rho_j) \;\text{(kl)}, \qquad
+        \tilde h = \text{the } k \text{ largest of } h \;\text{(k\_winners)}
+
+    summed over layers, and over calls where a layer is called several times. Terms are worked out in float32. On logged
+    steps ``sparsity/<layer>`` is the fraction of active units, :math:`\lvert h\rvert > \tau`.
+
+    **kl** reads :math:`h_j` as a rate of firing: activations must lie in [0, 1] (sigmoid, softmax, hard sigmoid), else
+    the first step or the next logged one stops the run. :math:`\hat\rho_j` is the mean over *one micro-batch of one
+    rank*, so it is the one kind that depends on how a step is cut: k micro-batches give the mean of their divergences,
+    which is no smaller than the divergence of the whole batch. Use a large batch rather than accumulation.
+
+    **k_winners** is a part of the network, not a term of the objective: it holds in training and evaluation alike, as
+    forward hooks that ``prepare_model`` puts on the layers. State-dict keys stay as they are; a copy of the network
+    that loads the weights without this framework has to call :func:`k_winners` itself.
+
+    Args:
+        alpha: :math:`\alpha` of l1 (1e-5 to 1e-3) and kl (1e-3 to 1); None with k_winners. Zero is no term.
+        layers: patterns over names or class names of layers; choose nonlinearities.
+        kind: ``"l1"``, ``"kl"`` or ``"k_winners"``.
+        rho: target rate of kl, in (0, 1).
+        k: winners of each row of k_winners, a whole number, or a share in (0, 1], such as 0.1; None with l1 and kl.
+        threshold: :math:`\tau`, for the log alone; 0 suits ReLU, 0.1 a sigmoid.
+
+    Raises:
+        UserError: where the strength does not belong to the kind, a pattern matches no layer, a layer runs without
+            gradients or its output is overwritten in place, activations do not lie in [0, 1] under kl, or k exceeds the
+            units of a layer.
+
+    Example:
+        >>> ActivationSparsity(1e-4, "encoder.*").describe()
+        "ActivationSparsity(alpha=0.0001, layers='encoder.*')"
+        >>> ActivationSparsity(kind="k_winners", k=0.1).describe()
+        "ActivationSparsity(kind='k_winners', k=0.1)"
+
+    Interacts with:
+        ``HiddenNoise`` at the same layer: placed later in the recipe, it disturbs what is measured here undisturbed.
+        A layer norm or batch norm after the layer lets activations shrink without any change of the function.
+
+    Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.10 (l1); Lee, Ekanadham and Ng (2008),
+    Sparse deep belief net model for visual area V2, and Ng (2011), CS294A lecture notes: Sparse autoencoder (kl);
+    Makhzani and Frey (2014), k-Sparse autoencoders (k_winners).
+    """
+
+    alpha: NonNegative | None = None
+    layers: Patterns = "ReLU"
+    kind: SparsityKind = "l1"
+    rho: OpenRate = 0.05
+    k: PositiveInt | Share | None = None
+    threshold: NonNegative = 0.0
+
+    def check(self) -> None:
+        """Refuse a strength that the kind does not read, and a kind without its strength."""
+        wanted, other, example = ("k", "alpha", 0.1) if self.kind == "k_winners" else ("alpha", "k", 1e-4)
+        if getattr(self, wanted) is None:
+            raise UserError(f"ActivationSparsity(kind={self.kind!r}, {wanted}=None): give {wanted}=, such as {example}")
+        if getattr(self, other) is not None:
+            raise UserError(
+                f"ActivationSparsity(kind={self.kind!r}, {other}={getattr(self, other)!r}): {self.kind} does not read"
+                f" {other}; leave it out"
+            )
+
+    def prepare_model(self, model: nn.Module) -> nn.Module:
+        """Make k_winners a part of the network."""
+        if self.k is not None:
+            for name, layer in select_layers(model, self.layers, who=self.describe()).items():
+                who = f"{self.describe()}: {name}"
+                layer.register_forward_hook(functools.partial(_keep_winners, k=self.k, who=who))
+        return model
+
+    def attach(self, core: Core) -> None:
+        """Choose the layers to look at."""
+        core.observe(self, self.layers)
+        self.seen_: list[_Seen] = []
+        self.again_ = False
+        self.active_: dict[str, tuple[Tensor, int]] = {}
+
+    def begin_step(self, step: Step) -> None:
+        """Count active units anew."""
+        self.active_.clear()
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Forget what the last micro-batch left behind."""
+        # a forward that raised, or layers that activation checkpointing ran again in backward
+        self.seen_.clear()
+        self.again_ = step.again
+        return batch
+
+    def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
+        """Keep the output until :meth:`penalty` asks for it."""
+        # the term is on the micro-batch's own forward, not on another plugin's second evaluation of it
+        if (self.alpha or step.logged) and step.again == self.again_:
+            self.seen_.append(_Seen(layer, x, x._version, torch.is_grad_enabled()))
+        return x
+
+    def penalty(self, step: Step) -> Tensor | None:
+        r"""Return :math:`\alpha\Omega` of one micro-batch."""
+        seen, self.seen_ = self.seen_, []
+        if not seen:
+            return None
+        self._check_unchanged(seen)
+        if step.logged and not step.again:
+            self._log(seen, step)
+        if not self.alpha:
+            return None
+        self._check_gradients(seen)
+        activations = [one.x.to(torch.promote_types(one.x.dtype, torch.float32)) for one in seen]
+        if self.kind == "l1":
+            terms = [l1(x, step.count) for x in activations]
+        else:
+            if step.index == 0 or step.logged:  # a check that waits for the device
+                self._check_rates(seen)
+            terms = [kl(x, self.rho) for x in activations]
+        return self.alpha * functools.reduce(torch.add, terms)
+
+    @torch.no_grad()
+    def _log(self, seen: list[_Seen], step: Step) -> None:
+        for layer, x, *_ in seen:
+            active, entries = self.active_.get(layer, (x.new_zeros((), dtype=torch.int64), 0))
+            self.active_[layer] = active + (x.abs() > self.threshold).sum(), entries + x.numel()
+        for layer, (active, entries) in self.active_.items():
+            step.record(f"sparsity/{layer}", active / entries)
+
+    def _check_unchanged(self, seen: list[_Seen]) -> None:
+        for layer, x, version, _ in seen:
+            if x._version != version:
+                raise UserError(
+                    f"{self.describe()}: what {layer} returns is overwritten in place by the layer after it (such as"
+                    " ReLU(inplace=True)); choose that layer"
+                )
+
+    def _check_gradients(self, seen: list[_Seen]) -> None:
+        for layer in [one.layer for one in seen if not one.graph]:
+            if not any(one.graph for one in seen if one.layer == layer):
+                raise UserError(
+                    f"{self.describe()}: {layer} runs without gradients, where a term on it has no effect; choose other"
+                    " layers, or for activation checkpointing use_reentrant=False"
+                )
+
+    def _check_rates(self, seen: list[_Seen]) -> None:
+        for layer, x, *_ in seen:
+            low, high = x.aminmax()
+            if low < 0 or high > 1:
+                raise UserError(
+                    f"{self.describe()}: {layer} has activations from {low:.3g} to {high:.3g}, and rates lie in [0, 1];"
+                    " choose a layer such as Sigmoid, or kind='l1'"
+                )
+
+
+class _Seen(NamedTuple):
+    layer: str
+    x: Tensor
+    version: int
+    graph: bool
+
+
+def _keep_winners(layer: nn.Module, args: Any, output: Any, *, k: int | float, who: str) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise UserError(f"{who} returns {type(output).__name__}, not a tensor; choose the nonlinearity after it")
+    units = rows_of_units(output).shape[1]
+    if k > units:
+        raise UserError(f"{who} has {units} units; k must be at most that")
+    return k_winners(output, k)
+
+
+def _entropy(rho: float) -> float:
+    return -(rho * math.log(rho) + (1 - rho) * math.log(1 - rho))

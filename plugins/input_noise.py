@@ -1,0 +1,73 @@
+"""Noise on the network's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from framework.batch import input_of, replace
+from framework.errors import UserError
+from framework.noise import NoiseKind, Rate, check_rate, disturbed
+from framework.plugin import Plugin
+from framework.settings import NonNegative
+from framework.step import Step
+
+
+class InputNoise(Plugin):
+    r"""Disturb the inputs of training samples.
+
+    .. math::
+        \tilde x = x + \sigma\varepsilon \quad\text{(gaussian)}, \qquad
+        \tilde x = x (1 + \sigma\varepsilon) \quad\text{(multiplicative)}, \qquad
+        \tilde x = x \odot m,\; P(m_i = 0) = p \quad\text{(masking)}
+
+    with :math:`\varepsilon \sim \mathcal N(0, I)` drawn anew for each sample and step. To a squared error
+    :math:`\tfrac12(\hat y - y)^2` small gaussian noise adds
+    :math:`\tfrac{\sigma^2}{2}\,\mathbb E\lVert\nabla_x \hat y\rVert^2` in expectation; for a linear model that is
+    the ridge penalty :math:`\tfrac{\sigma^2}{2}\lVert w\rVert^2`, exactly and for noise of any size. Masking does not
+    rescale what it keeps, the convention of denoising autoencoders; for dropout's see ``HiddenNoise``.
+
+    Args:
+        std: :math:`\sigma`; in units of the inputs (gaussian: 0.05 to 0.3 on standardized inputs) or as a share of each
+            entry (multiplicative). Masking does not read it. Zero is no noise.
+        kind: ``"gaussian"``, ``"multiplicative"`` or ``"masking"``.
+        rate: :math:`p` in [0, 1), for masking alone; 0.1 to 0.5. Zero is no noise.
+
+    Raises:
+        UserError: where the strength does not belong to the kind, or the inputs are not floating-point numbers.
+
+    Example:
+        >>> InputNoise(0.2).describe()
+        'InputNoise(std=0.2)'
+        >>> InputNoise(kind="masking", rate=0.25).describe()
+        "InputNoise(kind='masking', rate=0.25)"
+
+    Interacts with:
+        Batch augmentation: recipe order decides whether noise is mixed (before ``Mixup``) or added to mixtures (after).
+        Standardize inputs first, since :math:`\sigma` is the same for each of them.
+
+    Source: Bishop (1995), Training with noise is equivalent to Tikhonov regularization; Vincent, Larochelle, Bengio and
+    Manzagol (2008), Extracting and composing robust features with denoising autoencoders; Goodfellow, Bengio and
+    Courville (2016), Deep Learning, section 7.5.
+    """
+
+    std: NonNegative = 0.1
+    kind: NoiseKind = "gaussian"
+    rate: Rate | None = None
+
+    def check(self) -> None:
+        """Refuse masking without a rate, and a rate without masking."""
+        check_rate("InputNoise", self.kind, self.rate)
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Return the batch with noise on its input."""
+        x = input_of(batch)
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise UserError(
+                f"{self.describe()}: needs inputs of floating-point numbers, received"
+                f" {x.dtype if isinstance(x, Tensor) else type(x).__name__}; convert them, or for token ids use"
+                " HiddenNoise at the embedding"
+            )
+        noisy = disturbed(x, self.kind, self.std, self.rate, plugin=self, step=step)
+        return batch if noisy is x else replace(batch, input=noisy)

@@ -1,0 +1,110 @@
+"""Noise on the network's weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from framework.noise import normals
+from framework.patterns import Patterns, select_weights
+from framework.plugin import Plugin
+from framework.settings import NonNegative
+from framework.step import Step
+
+if TYPE_CHECKING:
+    from framework.module import Core
+
+WeightNoiseKind = Literal["gaussian", "relative"]
+
+
+@torch.no_grad()
+def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseKind = "gaussian") -> None:
+    r"""Disturb weights in place.
+
+    .. math::
+        w \leftarrow w + \sigma\varepsilon \quad\text{(gaussian)}, \qquad
+        w \leftarrow w (1 + \sigma\varepsilon) \quad\text{(relative)}
+
+    Args:
+        weights: tensors, changed in place.
+        std: :math:`\sigma`.
+        noise: one flat vector :math:`\varepsilon`, as long as all weights together.
+        kind: ``"gaussian"`` or ``"relative"``.
+
+    Example:
+        >>> w = torch.tensor([[1.0, 2.0]])
+        >>> perturb([w], 0.5, torch.tensor([1.0, -1.0]), "relative"); w.tolist()
+        [[1.5, 1.0]]
+    """
+    parts = torch.split(noise, [weight.numel() for weight in weights])
+    views = [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+    if kind == "gaussian":
+        torch._foreach_add_(weights, views, alpha=std)
+    else:
+        torch._foreach_addcmul_(weights, weights, views, value=std)
+
+
+class WeightNoise(Plugin):
+    r"""Disturb weights for forward and backward of each training micro-batch; the update moves the clean weights.
+
+    .. math::
+        \theta \leftarrow \theta - \eta\, g(\tilde\theta), \qquad g = \nabla J, \qquad
+        \tilde w = w + \sigma\varepsilon \;\text{(gaussian)} \quad\text{or}\quad
+        \tilde w = w (1 + \sigma\varepsilon) \;\text{(relative)}, \qquad \varepsilon \sim \mathcal N(0, 1)
+
+    Relative noise has the standard deviation :math:`\sigma\lvert w\rvert` for each single weight: small weights are
+    hardly disturbed and a weight of zero not at all. The gradient is that at :math:`\tilde\theta`, without the factor
+    :math:`1 + \sigma\varepsilon` by which :math:`\tilde w` follows :math:`w`: how large the noise is counts as given.
+    For small :math:`\sigma` gaussian noise adds :math:`\tfrac{\sigma^2}{2}\operatorname{tr}\nabla^2 J` to the objective
+    and so prefers flat minima.
+
+    Args:
+        std: :math:`\sigma`; 0.01 to 0.1 (gaussian; 0.075 for LSTMs), 0.05 to 0.3 (relative). Zero is no noise.
+        kind: ``"gaussian"`` or ``"relative"``.
+        weights: patterns over names of weights, names of layers or class names of layers, such as ``"LSTM"``.
+        fresh: ``"step"``, one draw an optimizer step, the same in each micro-batch and rank, so that k micro-batches
+            equal one batch; or ``"sequence"``, one draw for each micro-batch and rank: with ``batch_size=1`` one draw a
+            training sequence, held from its first frame to its last.
+        biases: disturb biases and gains of norm layers as well.
+
+    Raises:
+        UserError: where a pattern matches no weight.
+
+    Example:
+        >>> WeightNoise(0.05, weights="LSTM", fresh="sequence").describe()
+        "WeightNoise(std=0.05, weights='LSTM', fresh='sequence')"
+
+    Interacts with:
+        Norm layers: behind one, larger weights outgrow gaussian noise without any change of the function; add a norm
+        penalty or use relative noise.
+        Terms on weights with a gradient in closed form see the clean weights; terms from ``penalty`` the noisy ones.
+        A tied weight is disturbed once. Costs one copy of the weights, and the noise while it is added.
+
+    Source: Jim, Giles and Horne (1996), An analysis of noise in recurrent neural networks (relative, and how often to
+    draw); Graves, Mohamed and Hinton (2013), Speech recognition with deep recurrent neural networks (one draw a
+    sequence, 0.075); Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.5.
+    """
+
+    std: NonNegative = 0.075
+    kind: WeightNoiseKind = "gaussian"
+    weights: Patterns = "*"
+    fresh: Literal["step", "sequence"] = "step"
+    biases: bool = False
+
+    def attach(self, core: Core) -> None:
+        """Choose the weights."""
+        self.weights_ = list(select_weights(core.model, self.weights, who=self.describe(), biases=self.biases).values())
+        self.size_ = sum(weight.numel() for weight in self.weights_)
+
+    def edit_weights(self, step: Step) -> None:
+        """Disturb the weights; the core puts the clean ones back after backward."""
+        if not self.std:
+            return
+        weights = step.edits.save(self.weights_)
+        device, dtype = weights[0].device, weights[0].dtype
+        generator = (step.generator if self.fresh == "step" else step.micro_generator)(self, device)
+        # half precision holds no good normals; the sum is rounded once, into the weights
+        wide = torch.promote_types(dtype, torch.float32)
+        perturb(weights, self.std, normals(self.size_, generator=generator, device=device, dtype=wide), self.kind)
