@@ -1,0 +1,110 @@
+"""Averages of the weights: their formulas, and that only evaluation sees them."""
+
+from __future__ import annotations
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from framework import Data
+from plugins.weight_average import WeightAverage, average_, equal_share, exponential_share
+
+
+def test_equal_shares_give_the_mean():
+    terms = [torch.tensor([v]) for v in (1.0, 4.0, 10.0)]
+    mean = terms[0].clone()
+    for t, term in enumerate(terms[1:], 1):
+        average_([mean], [term], equal_share(t))
+    assert mean.item() == pytest.approx(5.0)
+
+
+def test_decay_grows_to_its_value():
+    assert [1 - exponential_share(t, 0.99) for t in (0, 1, 10_000)] == pytest.approx([0.1, 2 / 11, 0.99])
+
+
+class Trail(pl.Callback):
+    """Keeps the weights after every step."""
+
+    def __init__(self) -> None:
+        self.weights: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.weights.append(pl_module.model[0].weight.detach().clone())
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_swa_is_the_mean_of_the_weights_along_the_way(core_of, train, every):
+    core, trail = core_of(WeightAverage("swa", every=every)), Trail()
+    train(core, callbacks=[trail], max_epochs=2)
+    chosen = trail.weights[every - 1 :: every]
+    torch.testing.assert_close(core.plugins[0].averages_[0], torch.stack(chosen).mean(0), atol=1e-6, rtol=0)
+
+
+def test_swa_starts_late(core_of, train):
+    core = core_of(WeightAverage("swa", start=0.5))
+    train(core, max_epochs=2)
+    assert core.plugins[0].updates_ == 7  # 14 updates in all
+
+
+def test_training_and_checkpoints_hold_raw_weights(core_of, train, weights, tmp_path):
+    absent, present = core_of(), core_of(WeightAverage(decay=0.9))
+    train(absent, max_epochs=2)
+    saved = pl.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss", filename="x")
+    trainer = train(present, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
+    assert torch.equal(weights(absent), weights(present))
+    assert trainer.callback_metrics["val/loss"] != absent.trainer.callback_metrics["val/loss"]
+    state = torch.load(saved.best_model_path, weights_only=True)
+    assert torch.equal(state["state_dict"]["model.0.weight"], present.model[0].weight)
+    kept = next(iter(state["callbacks"][key] for key in state["callbacks"] if "weight_average" in key))
+    assert torch.equal(kept["weight_average"]["averages"]["0.weight"], present.plugins[0].averages_[0])
+
+
+def test_validation_sees_the_average(core_of, train, data):
+    core = core_of(WeightAverage(decay=0.9))
+    trainer = train(core, max_epochs=2)
+    with torch.no_grad():
+        for weight, average in zip(core.model.parameters(), core.plugins[0].averages_, strict=True):
+            weight.copy_(average)
+        x, y = data.val
+        expected = nn.functional.cross_entropy(core.model(x), y)
+    assert trainer.callback_metrics["val/loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_raw_weights_come_back_when_validation_fails(core_of, train, weights):
+    class Fails(pl.Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+            raise RuntimeError("no luck")
+
+    core, raw = core_of(WeightAverage(decay=0.9)), core_of()
+    with pytest.raises(RuntimeError, match="no luck"):
+        train(core, callbacks=[Fails()])
+    assert not torch.equal(weights(core), weights(raw))
+    core.leave_evaluation()
+    train(raw)
+    assert torch.equal(weights(core), weights(raw))
+
+
+def test_batch_norm_statistics_are_those_of_the_averaged_network(core_of, train, digits):
+    x, y = digits
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
+    core = core_of(WeightAverage("swa", batches=100), model=net, data=Data((x, y), (x, y), batch_size=60))
+    train(core, max_epochs=2)
+    raw = net[1].running_mean.clone()
+    with core.evaluation():
+        average = net[1].running_mean.clone()
+        hidden = net[0](x)
+    torch.testing.assert_close(average, hidden.detach().mean(0), atol=1e-5, rtol=0)
+    assert torch.equal(net[1].running_mean, raw)
+
+
+def test_state_goes_through_a_file(core_of, train, tmp_path):
+    core = core_of(WeightAverage())
+    train(core)
+    torch.save(core.plugins[0].state_dict(), tmp_path / "state.pt")
+    fresh = core_of(WeightAverage())
+    fresh.attach_plugins()
+    fresh.plugins[0].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert fresh.plugins[0].updates_ == core.plugins[0].updates_
+    assert all(map(torch.equal, fresh.plugins[0].averages_, core.plugins[0].averages_))
