@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -241,7 +241,8 @@ class Core(pl.LightningModule):
         self.gradient.prepare()
         self.recorder.prepare()
         if self._train_loader is not None:
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts it ready
+            done = trainer.fit_loop.epoch_loop.batch_progress.current.processed if trainer.fit_loop.restarting else 0
             self._train_loader.epoch, self._train_loader.start = trainer.current_epoch, done
 
     def on_train_epoch_start(self) -> None:
@@ -322,6 +323,15 @@ class Core(pl.LightningModule):
     def on_predict_end(self) -> None:
         """Put the raw weights back."""
         self.leave_evaluation()
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Hold the weights to evaluate in the network: the average, where a plugin keeps one."""
+        self.enter_evaluation()
+        try:
+            yield
+        finally:
+            self.leave_evaluation()
 
     def enter_evaluation(self) -> None:
         """Put the weights to evaluate in: the raw ones, where no plugin has others."""
