@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from framework.errors import UserError
+
+_PARTS = ("input", "target")
+
 
 class Outcome(NamedTuple):
     """What one batch gave.
@@ -72,25 +76,40 @@ def clean_target(target: Any) -> Any:
 
 
 def input_of(batch: Any) -> Any:
-    """Return a batch's input: the first of a tuple or list, or the entry ``"input"`` of a mapping."""
-    return batch["input"] if isinstance(batch, Mapping) else batch[0]
+    """Return a batch's input: the first of a tuple or list, the entry ``"input"`` of a mapping, a tensor itself."""
+    return batch if isinstance(batch, Tensor) else _part(batch, "input")
 
 
 def target_of(batch: Any) -> Any:
     """Return a batch's target: the second of a tuple or list, or the entry ``"target"`` of a mapping."""
-    return batch["target"] if isinstance(batch, Mapping) else batch[1]
+    return _part(batch, "target")
+
+
+def _part(batch: Any, name: str) -> Any:
+    try:
+        return batch[name] if isinstance(batch, Mapping) else batch[_PARTS.index(name)]
+    except (LookupError, TypeError) as error:
+        have = f"a mapping with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        raise UserError(
+            f"a batch is to be (input, target) or a mapping with 'input' and 'target'; this one is {have}, without"
+            f" {name}: change Data(collate=...), or override compute_loss in a subclass of Core"
+        ) from error
 
 
 def replace(batch: Any, **parts: Any) -> Any:
     """Return a shallow copy of the batch with its ``input`` or ``target`` replaced."""
     if isinstance(batch, Mapping):
         return {**batch, **parts}
+    if isinstance(batch, Tensor):
+        return parts.get("input", batch)
     changed = list(batch)
     for name, value in parts.items():
-        changed[("input", "target").index(name)] = value
+        changed[_PARTS.index(name)] = value
     return tuple(changed)
 
 
 def size_of(batch: Any) -> int:
-    """Return the number of samples in a batch: the first dimension of its input."""
-    return int(len(input_of(batch)))
+    """Return the number of samples in a batch: the length of its input, or of a mapping's first entry without one."""
+    if isinstance(batch, Mapping) and "input" not in batch:
+        return len(next(iter(batch.values())))
+    return len(input_of(batch))

@@ -75,8 +75,10 @@ class Data:
             if part is None and name != "train":
                 continue
             setattr(self, name, _checked(name, part))
-        for name, least in (("batch_size", 1), ("workers", 0)):
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
+            if value is None and name == "eval_batch_size":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
 
@@ -106,11 +108,15 @@ class Data:
         """Return the loader of the part called ``"val"`` or ``"test"``, in order, cut among ranks without repeats.
 
         Raises:
-            UserError: where the recipe's data have no such part.
+            UserError: where the recipe's data have no such part, or fewer samples than there are ranks.
         """
         chosen = getattr(self, part)
         if chosen is None:
             raise UserError(f"the recipe's data have no {part} part: give Data({part}=...)")
+        if length_of(chosen) < world:
+            raise UserError(
+                f"Data({part}=...): {length_of(chosen)} samples for {world} ranks; use fewer --trainer.devices"
+            )
         return EvalLoader(self, chosen, rank, world)
 
     def joined(self) -> Data:
@@ -137,9 +143,14 @@ def as_dataset(part: Part) -> Dataset[Any]:
 def _checked(name: str, part: Any) -> Part:
     if isinstance(part, list) and part and all(isinstance(one, Tensor) for one in part):
         part = tuple(part)
+    if isinstance(part, Tensor):
+        raise UserError(f"Data({name}=...): received a tensor alone; write (x, y), or (x,) where there is no target")
     if isinstance(part, tuple):
-        if not part or not all(isinstance(one, Tensor) for one in part):
-            raise UserError(f"Data({name}=...): a tuple must hold tensors; received {[type(one).__name__ for one in part]}")
+        if not part or not all(isinstance(one, Tensor) and one.ndim for one in part):
+            raise UserError(
+                f"Data({name}=...): a tuple must hold tensors whose first dimension runs over samples; received"
+                f" {', '.join('a number' if isinstance(one, Tensor) else type(one).__name__ for one in part) or 'none'}"
+            )
         lengths = [len(one) for one in part]
         if len(set(lengths)) > 1:
             raise UserError(f"Data({name}=...): tensors must have the same first dimension; received {lengths}")
@@ -186,11 +197,11 @@ class TrainLoader:
                 f"Data(batch_size={data.batch_size}): {self._length} training samples fill no step of {self._step_size}"
             )
         self._stream = Stream(seed, "sample order")
-        self._loader: DataLoader[Any] | None = None
-        if transforms or not isinstance(self._part, tuple):
-            self._loader = DataLoader(
+        self._workers: _Workers | None = None
+        if transforms or data.collate is not None or not isinstance(self._part, tuple):
+            self._workers = _Workers(
                 _Samples(as_dataset(self._part), seed, transforms),
-                batch_sampler=_Order(self),  # type: ignore[arg-type]
+                batch_sampler=_Order(self),
                 num_workers=data.workers,
                 collate_fn=data.collate or default_collate,
                 persistent_workers=data.workers > 0,
@@ -219,24 +230,65 @@ class TrainLoader:
         return torch.randperm(self._length, generator=self._stream.torch(self.epoch))
 
     def shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield for each step ``(low, high, start, total)``: this rank's slice of the permutation, and the step's size."""
+        """Yield ``(low, high, start, total)`` of each step: this rank's slice of the permutation, and the step's size."""
         for step in range(self.start, self._steps):
             base = step * self._step_size
             total = min(self._step_size, self._length - base)
             low, high = total * self._rank // self._world, total * (self._rank + 1) // self._world
             yield base + low, base + high, low, total
 
+    def untransformed(self, count: int) -> list[Any]:
+        """Return the first samples of the next step, ``count`` at most, as the data set gives them."""
+        low, high, _, _ = next(self.shares())
+        samples = _Samples(as_dataset(self._part), self._stream.seed, ())
+        return [samples[self.epoch, index] for index in self.permutation()[low : min(low + count, high)].tolist()]
+
     def __iter__(self) -> Iterator[Window]:
         size = self._batch_size
-        if self._loader is None:
+        if self._workers is None:
             tensors, order = self._part, self.permutation()
             for low, high, start, total in self.shares():
                 cuts = [order[a : min(a + size, high)] for a in range(low, high, size)]
                 yield Window([tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts], start, total)  # type: ignore[union-attr]
         else:
-            batches = iter(self._loader)
+            self._workers.begin()
             for low, high, start, total in self.shares():
-                yield Window([next(batches) for _ in range(low, high, size)], start, total)
+                yield Window([self._workers.next() for _ in range(low, high, size)], start, total)
+
+    def close(self) -> None:
+        """End the workers; they start anew where the loader is used again."""
+        if self._workers is not None:
+            self._workers.end()
+
+
+class _Workers:
+    """A ``DataLoader`` whose worker processes end when they are told to.
+
+    Left to the garbage collector, in a cycle with trainer and module, each waits for five seconds.
+
+    Args:
+        dataset: where samples come from.
+        **options: the ``DataLoader``'s.
+    """
+
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        self._dataset, self._options = dataset, options
+        self._loader: DataLoader[Any] | None = None
+        self._batches: Iterator[Any] = iter(())
+
+    def begin(self) -> None:
+        """Begin to make the batches."""
+        if self._loader is None:
+            self._loader = DataLoader(self._dataset, **self._options)
+        self._batches = iter(self._loader)
+
+    def next(self) -> Any:
+        """Return the next batch."""
+        return next(self._batches)
+
+    def end(self) -> None:
+        """End the processes, by letting go of all that keeps them."""
+        self._batches, self._loader = iter(()), None
 
 
 class _Order:
@@ -260,9 +312,7 @@ class _Samples(Dataset[Any]):
     that its samples too are the same for any number of workers.
     """
 
-    def __init__(
-        self, dataset: Dataset[Any], seed: int, transforms: tuple[tuple[str, SampleTransform], ...]
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], seed: int, transforms: tuple[tuple[str, SampleTransform], ...]) -> None:
         self._dataset = dataset
         self._plain = isinstance(dataset, torch.utils.data.TensorDataset)
         self._own = Stream(seed, "data set")
@@ -289,10 +339,10 @@ class EvalLoader:
         self._size = data.eval_batch_size or data.batch_size
         length = length_of(part)
         self._low, self._high = length * rank // world, length * (rank + 1) // world
-        self._loader: DataLoader[Any] | None = None
-        if not isinstance(part, tuple):
-            self._loader = DataLoader(
-                torch.utils.data.Subset(part, range(self._low, self._high)),
+        self._workers: _Workers | None = None
+        if data.collate is not None or not isinstance(part, tuple):
+            self._workers = _Workers(
+                torch.utils.data.Subset(as_dataset(part), range(self._low, self._high)),
                 batch_size=self._size,
                 num_workers=data.workers,
                 collate_fn=data.collate or default_collate,
@@ -304,8 +354,15 @@ class EvalLoader:
         return -(-(self._high - self._low) // self._size)
 
     def __iter__(self) -> Iterator[Any]:
-        if self._loader is not None:
-            yield from self._loader
+        if self._workers is not None:
+            self._workers.begin()
+            for _ in range(len(self)):
+                yield self._workers.next()
             return
         for low in range(self._low, self._high, self._size):
             yield tuple([t[low : min(low + self._size, self._high)] for t in self._part])  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """End the workers; they start anew where the loader is used again."""
+        if self._workers is not None:
+            self._workers.end()

@@ -92,7 +92,7 @@ class Core(pl.LightningModule):
         self._attached = False
         self._begin = self.answers.calls("begin_step")
         self._evaluating: AbstractContextManager[None] | None = None
-        self._train_loader: TrainLoader | None = None
+        self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         # kept out of nn.Module's registry: the compiled network shares the model's parameters
         object.__setattr__(self, "_network", self.model)
 
@@ -185,7 +185,8 @@ class Core(pl.LightningModule):
     def train_dataloader(self) -> TrainLoader:
         """Return the loader of windows."""
         trainer = self.trainer
-        self._train_loader = self._data.train_loader(
+        self.close_loaders("train")
+        self._loaders["train"] = loader = self._data.train_loader(
             seed=self.seed,
             accumulate=self.accumulate,
             transforms=[(plugin.name, plugin.transform_sample) for plugin in self.answers.of("transform_sample")],
@@ -193,7 +194,7 @@ class Core(pl.LightningModule):
             world=trainer.world_size,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
-        return self._train_loader
+        return loader
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Return the loader of the validation part, nothing where there is none."""
@@ -217,7 +218,20 @@ class Core(pl.LightningModule):
             yield self.transfer_batch_to_device(window.batches[0], self.device, 0)
 
     def _eval_loader(self, part: str) -> EvalLoader:
-        return self._data.eval_loader(part, rank=self.trainer.global_rank, world=self.trainer.world_size)
+        self.close_loaders(part)
+        loader = self._data.eval_loader(part, rank=self.trainer.global_rank, world=self.trainer.world_size)
+        self._loaders[part] = loader
+        return loader
+
+    def close_loaders(self, *parts: str) -> None:
+        """End the worker processes of the loaders of these parts, of all where none is named."""
+        for part in parts or tuple(self._loaders):
+            if part in self._loaders:
+                self._loaders[part].close()
+
+    def teardown(self, stage: str) -> None:
+        """End the loaders' worker processes."""
+        self.close_loaders()
 
     @property
     def _data(self) -> Data:
@@ -240,10 +254,11 @@ class Core(pl.LightningModule):
         step.optimizer = self.update.prepare()
         self.gradient.prepare()
         self.recorder.prepare()
-        if self._train_loader is not None:
+        loader = self._loaders.get("train")
+        if isinstance(loader, TrainLoader):
             # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts it ready
             done = trainer.fit_loop.epoch_loop.batch_progress.current.processed if trainer.fit_loop.restarting else 0
-            self._train_loader.epoch, self._train_loader.start = trainer.current_epoch, done
+            loader.epoch, loader.start = trainer.current_epoch, done
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch."""
