@@ -34,12 +34,12 @@ class Again:
         core = self._core
         before = [(buffer, buffer._version, buffer.clone()) for buffer in core.model.buffers()]
         statistics = {id(b) for layer in core.model.modules() if is_norm(layer) for b in layer.buffers(recurse=False)}
-        again, core.at.again = core.at.again, True
+        core.at.again += 1
         try:
             with core.edits.nested():
                 yield
         finally:
-            core.at.again = again
+            core.at.again -= 1
             # torch moves running statistics without counting their version up, and keeps them in graphs whose backward
             # does not read them: `data` puts them back without counting either
             changed = [(b.data, copy) for b, version, copy in before if id(b) in statistics or b._version != version]

@@ -31,7 +31,8 @@ class Step:
         world: number of processes.
         logged: whether this step's values go to the logger; expensive values are worked out only then.
         batch: the micro-batch at hand, after the plugins' transforms; None between micro-batches.
-        again: whether this is a second evaluation (see :mod:`framework.again`): nothing of it is to be recorded.
+        again: how many second evaluations enclose this one (see :mod:`framework.again`), 0 for the step's own forward;
+            nothing of a second evaluation is to be recorded.
         edits: the service through which plugins edit weights.
         optimizer: the run's optimizer.
     """
@@ -51,7 +52,7 @@ class Step:
         self.world = 1
         self.logged = False
         self.batch: Any = None
-        self.again = False
+        self.again = 0
         self.records: dict[str, Tensor | float] = {}
         self._streams: dict[str, Stream] = {}
 

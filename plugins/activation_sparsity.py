@@ -162,7 +162,7 @@ class ActivationSparsity(Plugin):
         """Choose the layers to look at."""
         core.observe(self, self.layers)
         self.seen_: list[_Seen] = []
-        self.again_ = False
+        self.again_ = 0
         self.active_: dict[str, tuple[Tensor, int]] = {}
 
     def begin_step(self, step: Step) -> None:
