@@ -177,7 +177,9 @@ class Core(pl.LightningModule):
         config: dict[str, Any] = {"optimizer": optimizer}
         scheduler = self.answers.sole("make_scheduler", optimizer, total)
         if scheduler is not None:
-            config["lr_scheduler"] = dict(scheduler)
+            # Lightning drops the monitor under manual optimization, with a warning
+            self.update.monitor = scheduler.get("monitor") or "val/loss"
+            config["lr_scheduler"] = {key: value for key, value in scheduler.items() if key != "monitor"}
         return config
 
     # ---- data --------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class Update:
 
     def __init__(self, core: Core, clip: tuple[float | None, str | None]) -> None:
         self._core = core
+        self.monitor = "val/loss"
         self._clip_value, self._clip_algorithm = clip[0], clip[1] or "norm"
         if self._clip_algorithm not in ("norm", "value"):
             raise UserError(f"gradient_clip_algorithm={clip[1]!r}: must be 'norm' or 'value'")
@@ -44,7 +45,9 @@ class Update:
         second = answers.of("second_gradient")
         if len(second) > 1:
             names = " and ".join(repr(plugin.name) for plugin in second)
-            raise UserError(f"second_gradient: {names} each replace the step's gradient, and only one may; take one out")
+            raise UserError(
+                f"second_gradient: {names} each replace the step's gradient, and only one may; take one out"
+            )
         self._second = second[0].second_gradient if second else None
 
     def prepare(self) -> Optimizer:
@@ -197,10 +200,11 @@ class Update:
         for config in self._schedules:
             if isinstance(config.scheduler, ReduceLROnPlateau) and validated:
                 metrics = self._core.trainer.callback_metrics
-                monitor = config.monitor or "val/loss"
-                if monitor not in metrics:
-                    raise UserError(f"monitor={monitor!r} of the plateau schedule is never logged{_known(metrics)}")
-                config.scheduler.step(float(metrics[monitor]))
+                if self.monitor not in metrics:
+                    raise UserError(
+                        f"monitor={self.monitor!r} of the plateau schedule is never logged{_known(metrics)}"
+                    )
+                config.scheduler.step(float(metrics[self.monitor]))
 
 
 def _known(metrics: Any) -> str:
