@@ -81,6 +81,9 @@ def why_not_fused(
         return "it takes no sparse gradients"
     if not all(parameter.is_floating_point() for parameter in parameters):
         return "it takes real floating-point parameters only"
+    half = (torch.float16, torch.bfloat16)
+    if cls is torch.optim.SGD and any(p.device.type == "cpu" and p.dtype in half for p in parameters):
+        return "SGD's leaves weights in half precision unmoved on a CPU"  # pytorch/pytorch#191763, in 2.13
     if cls in (torch.optim.SGD, torch.optim.Adagrad) and any(hasattr(p, "full_tensor") for p in parameters):
         return f"{cls.__name__}'s takes no sharded parameters"
     kinds = {"cpu"} if cls is torch.optim.Adagrad else {"cpu", "cuda", "mps", "xpu"}
