@@ -37,11 +37,11 @@ def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str
         who: what is named in the error, such as ``"HiddenNoise(layers='RelU')"``.
 
     Raises:
-        UserError: where a pattern matches no layer; the message lists the layers.
+        UserError: where a pattern matches no layer, or there is none; the message lists the layers.
     """
     layers = {name: layer for name, layer in model.named_modules() if name}
     chosen: set[str] = set()
-    for pattern in as_patterns(patterns):
+    for pattern in _some(patterns, who):
         found = {
             name
             for name, layer in layers.items()
@@ -49,7 +49,9 @@ def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str
         }
         if not found:
             known = [*layers, *(type(layer).__name__ for layer in layers.values())]
-            raise UserError(f"{who}: pattern {pattern!r} matches no layer of {type(model).__name__}{did_you_mean(pattern, known)}")
+            raise UserError(
+                f"{who}: pattern {pattern!r} matches no layer of {type(model).__name__}{did_you_mean(pattern, known)}"
+            )
         chosen |= found
     return {name: layer for name, layer in layers.items() if name in chosen}
 
@@ -70,28 +72,33 @@ def select_weights(
         biases: take biases and norm gains as well.
 
     Raises:
-        UserError: where a pattern matches no weight; the message lists the weights.
+        UserError: where a pattern matches no weight, or there is none; the message lists the weights.
     """
-    weights: dict[str, tuple[nn.Parameter, str, nn.Module]] = {}
-    seen: set[int] = set()
+    weights: dict[str, nn.Parameter] = {}
+    known_as: dict[str, set[str]] = {}
+    names: dict[nn.Parameter, str] = {}
     for prefix, layer in model.named_modules():
-        for name, parameter in layer.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            if biases or is_weight(layer, name, parameter):
-                seen.add(id(parameter))
-                weights[f"{prefix}.{name}" if prefix else name] = (parameter, prefix, layer)
+        for short, parameter in layer.named_parameters(recurse=False):
+            if parameter.requires_grad and (biases or is_weight(layer, short, parameter)):
+                full = f"{prefix}.{short}" if prefix else short
+                name = names.setdefault(parameter, full)  # a tied weight's first name; it is found by its others too
+                weights[name] = parameter
+                known_as.setdefault(name, set()).update((full, prefix, type(layer).__name__))
     chosen: set[str] = set()
-    for pattern in as_patterns(patterns):
-        found = {
-            name
-            for name, (_, prefix, layer) in weights.items()
-            if any(fnmatch.fnmatchcase(text, pattern) for text in (name, prefix, type(layer).__name__))
-        }
+    for pattern in _some(patterns, who):
+        found = {name for name, texts in known_as.items() if any(fnmatch.fnmatchcase(t, pattern) for t in texts)}
         if not found:
-            raise UserError(f"{who}: pattern {pattern!r} matches no weight of {type(model).__name__}{did_you_mean(pattern, weights)}")
+            hint = did_you_mean(pattern, weights)
+            raise UserError(f"{who}: pattern {pattern!r} matches no weight of {type(model).__name__}{hint}")
         chosen |= found
-    return {name: weights[name][0] for name in weights if name in chosen}
+    return {name: weight for name, weight in weights.items() if name in chosen}
+
+
+def _some(patterns: Patterns, who: str) -> tuple[str, ...]:
+    given = as_patterns(patterns)
+    if not given:
+        raise UserError(f"{who}: no pattern is given; '*' takes all")
+    return given
 
 
 def is_weight(layer: nn.Module, name: str, parameter: nn.Parameter) -> bool:
