@@ -84,7 +84,7 @@ class Plugin(Callback):
         ...     def transform_gradients(self, step):
         ...         ...
         >>> Shrink(0.1)
-        Shrink(factor=0.1, name='shrink')
+        Shrink(name='shrink', factor=0.1)
     """
 
     name: str = dataclasses.field(default="", kw_only=True)
@@ -316,9 +316,7 @@ def _check_methods(cls: type[Plugin]) -> None:
                 raise TypeError(
                     f"{cls.__name__}.{name} takes ({', '.join(received)}); the hook point is called with ({', '.join(expected)})"
                 )
-    if (cls.weight_penalty is Plugin.weight_penalty) != (
-        cls.weight_penalty_gradient is Plugin.weight_penalty_gradient
-    ):
+    if (cls.weight_penalty is Plugin.weight_penalty) != (cls.weight_penalty_gradient is Plugin.weight_penalty_gradient):
         raise TypeError(
             f"{cls.__name__} has one of weight_penalty and weight_penalty_gradient: the value is what is logged, the"
             " gradient is what trains, so a plugin has both (or returns a differentiable term from penalty)"
