@@ -1,0 +1,248 @@
+"""Random changes of training samples: one by one in the loader's workers, or a batch at a time on the device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from framework.batch import input_of, replace
+from framework.errors import UserError
+from framework.plugin import Plugin
+from framework.step import Step
+from framework.transforms import Draws
+
+# albumentations opens a connection to look for a newer release when it is imported, unless told not to
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+@contextlib.contextmanager
+def keyed_globals(key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Key the global generators of torch, NumPy and Python inside the context, and put their states back after it.
+
+    Args:
+        key: a number of 63 bits; equal keys give equal draws.
+        device: an accelerator whose generator is keyed too.
+
+    Example:
+        >>> with keyed_globals(5):
+        ...     a = torch.rand(1), np.random.rand(), random.random()
+        >>> with keyed_globals(5):
+        ...     a == (torch.rand(1), np.random.rand(), random.random())
+        True
+    """
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the state that callables share
+    for generator in generators:
+        generator.manual_seed(key)
+    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002
+    random.seed(key)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def image_of(x: Any) -> Any:
+    """Return a tensor ``(channels, height, width)`` as an array ``(height, width, channels)``, others as arrays.
+
+    Example:
+        >>> image_of(torch.zeros(3, 8, 4)).shape, image_of(torch.zeros(8, 4)).shape
+        ((8, 4, 3), (8, 4))
+    """
+    if not isinstance(x, Tensor):
+        return np.asarray(x)
+    return np.ascontiguousarray(x.permute(1, 2, 0).numpy() if x.ndim == 3 else x.numpy())
+
+
+def tensor_of(image: Any, ndim: int) -> Any:
+    """Return an array ``(height, width[, channels])`` as a tensor of ``ndim`` dimensions, channels first.
+
+    Example:
+        >>> tensor_of(np.zeros((8, 4, 3)), 3).shape, tensor_of(np.zeros((8, 4)), 3).shape
+        (torch.Size([3, 8, 4]), torch.Size([1, 8, 4]))
+    """
+    if isinstance(image, Tensor):  # the pipeline ends with ToTensorV2
+        return image
+    if image.ndim == 3:
+        image = image.transpose(2, 0, 1)
+    tensor = torch.from_numpy(np.ascontiguousarray(image))
+    return tensor[None] if tensor.ndim < ndim else tensor
+
+
+class _Albumentations:
+    """Calls an albumentations pipeline on draws from a keyed generator.
+
+    All its transforms are handed one pair of generators. Seeding it instead (``set_random_seed``) takes many times as
+    long and starts every transform on the same draws, so that two flips of probability 1/2 always happen together.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+        self._python = random.Random()
+
+    def __call__(self, x: Any, rng: np.random.Generator) -> Any:
+        self._python.seed(int(rng.integers(1 << 63)))
+        self._pipeline.set_random_state(rng, self._python)
+        image = self._pipeline(image=image_of(x))["image"]
+        return tensor_of(image, x.ndim) if isinstance(x, Tensor) else image
+
+
+class _Unkeyed:
+    """Calls a transform that knows no generator of ours and so draws from the global ones."""
+
+    def __init__(self, transform: Callable[[Any], Any]) -> None:
+        self._transform = transform
+
+    def __call__(self, x: Any, rng: np.random.Generator) -> Any:
+        with keyed_globals(int(rng.integers(1 << 63))):
+            return self._transform(x)
+
+
+class Augmentation(Plugin):
+    r"""Change training samples at random, each sample in its own way and anew in each epoch.
+
+    .. math:: J = L(f(t(x)), y), \qquad t \sim T
+
+    Training on transformed inputs with the target kept teaches the network what the target does not depend on.
+    Evaluation sees the samples as they are.
+
+    **A sample at a time**, in the loader's workers, on the input of ``(input, target)``:
+
+    - an albumentations ``Compose`` (or a single transform). A tensor ``(channels, height, width)`` is handed to it as
+      an array ``(height, width, channels)`` of the same type and comes back as a tensor; an array or a PIL image comes
+      back as the pipeline leaves it, so there it ends with ``ToTensorV2``.
+    - a callable ``(input, rng)``, whose parameter is called so; ``rng`` is a keyed ``numpy.random.Generator``.
+    - any other callable of the input alone, such as torchvision's: the global generators of torch, NumPy and Python
+      are keyed around each call and restored, some 70 microseconds dearer.
+
+    **A batch at a time**, on the device and many times as fast: callables ``(x, draws)`` as in
+    :mod:`framework.transforms`, in order; ``draws`` gives each sample draws of its own. A callable of ``x`` alone is
+    called with the global generators keyed.
+
+    Draws are keyed by run seed, epoch (or step) and sample, so they differ between samples, epochs, workers and ranks
+    and are the same for any number of workers. Batch transforms that take ``draws`` change samples alike however a
+    step is split into micro-batches and ranks; those of ``x`` alone draw anew in each micro-batch.
+
+    Args:
+        sample: changes one sample. None for nothing: data in memory then need no loader workers.
+        batch: change a batch, one after the other.
+
+    Raises:
+        UserError: where a callable takes other arguments.
+
+    Example:
+        >>> from framework.transforms import RandomCrop, RandomFlip
+        >>> Augmentation(batch=[RandomFlip(), RandomCrop(4)]).describe()  # doctest: +ELLIPSIS
+        "Augmentation(batch=[RandomFlip(probability=0.5, axis='horizontal'), RandomCrop(padding=4, ...)])"
+
+    Interacts with:
+        ``Cutout``, ``InputNoise``, ``Mixup``, ``CutMix``: place those after it, so that they see what it made.
+
+    Suggested: for photographs of 32 x 32 flips and crops with padding 4; for digits and drawings crops with padding 2
+    and turns of up to 10 degrees, no flips of digits.
+
+    Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.4; Shorten and Khoshgoftaar (2019), A
+    survey on image data augmentation for deep learning.
+    """
+
+    sample: Callable[..., Any] | None = None
+    batch: Sequence[Callable[..., Tensor]] = ()
+
+    def check(self) -> None:
+        """Refuse callables that take other arguments."""
+        if self.sample is not None and not _is_albumentations(self.sample):
+            _takes("sample", self.sample, "input", "rng")
+        for transform in self.batch:
+            if _is_albumentations(transform):
+                raise UserError(f"Augmentation(batch={_name(transform)}): albumentations changes samples; use sample=")
+            _takes("batch", transform, "x", "draws")
+
+    def answers_at(self, hook: str) -> bool:
+        """Keep samples out of the loader's workers where only batches are changed."""
+        return bool(self.batch) if hook == "transform_batch" else self.sample is not None or hook != "transform_sample"
+
+    @functools.cached_property
+    def change_sample_(self) -> Callable[[Any, np.random.Generator], Any]:
+        """What is called on one sample: ``sample`` with its way of drawing."""
+        assert self.sample is not None
+        if _is_albumentations(self.sample):
+            # a pipeline that two plugins or runs share would be handed each other's generators
+            return _Albumentations(copy.deepcopy(self.sample))
+        return self.sample if _takes("sample", self.sample, "input", "rng") else _Unkeyed(self.sample)
+
+    @functools.cached_property
+    def change_batch_(self) -> list[tuple[Callable[..., Tensor], str, bool]]:
+        """Each transform of a batch, the name under which it draws, and whether it takes ``draws``."""
+        seen: Counter[str] = Counter()
+        listed = []
+        for transform in self.batch:
+            # by name and not by place: one transform more changes no other's draws
+            name = _name(transform)
+            seen[name] += 1
+            listed.append((transform, f"{name}{seen[name]}", _takes("batch", transform, "x", "draws")))
+        return listed
+
+    def transform_sample(self, sample: Any, rng: np.random.Generator) -> Any:
+        """Return the sample with its input changed."""
+        if self.sample is None:
+            return sample
+        x = input_of(sample)
+        # a copy, since a data set in memory hands out views and a transform may work in place
+        x = x.clone() if isinstance(x, Tensor) else x.copy() if isinstance(x, np.ndarray) else x
+        return replace(sample, input=self.change_sample_(x, rng))
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Return the batch with its input changed."""
+        x = input_of(batch)
+        for transform, name, keyed in self.change_batch_:
+            if keyed:
+                x = transform(x, Draws(step, self, name))
+            else:
+                key = step.stream(f"{self.name}/{name}").key(step.index, step.micro, step.rank)
+                with keyed_globals(key >> 1, x.device):
+                    x = transform(x)
+        return replace(batch, input=x) if self.batch else batch
+
+
+def _is_albumentations(transform: Any) -> bool:
+    # by what it offers, so that nothing need be imported to ask; no other library has this method
+    return not isinstance(transform, type) and hasattr(transform, "set_random_state")
+
+
+def _name(transform: Any) -> str:
+    return str(getattr(transform, "__name__", type(transform).__name__))
+
+
+def _takes(field: str, transform: Any, first: str, second: str) -> bool:
+    """Tell whether a callable takes ``second`` besides its input; refuse one that takes neither way."""
+    expected = f"must take ({first}) or ({first}, {second})"
+    if not callable(transform) or isinstance(transform, type):
+        raise UserError(f"Augmentation({field}={transform!r}): {expected}; give a callable")
+    try:
+        signature = inspect.signature(transform.forward if isinstance(transform, nn.Module) else transform)
+    except ValueError:  # written in C, and silent about what it takes
+        return False
+    if second in signature.parameters:
+        return True
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise UserError(f"Augmentation({field}={_name(transform)}): {expected}; it takes {signature}") from None
+    return False

@@ -1,0 +1,57 @@
+"""Squares of zeros in training images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from framework.batch import input_of, replace
+from framework.errors import UserError
+from framework.plugin import Plugin
+from framework.settings import Probability
+from framework.step import Step
+from framework.transforms import Draws, RandomCutout, Size
+
+
+class Cutout(Plugin):
+    r"""Put a square of zeros into each training image, at a place of its own.
+
+    .. math:: x'_{cij} = x_{cij}\,\bigl(1 - \mathbb 1[0 \le i - t < s]\,\mathbb 1[0 \le j - l < s]\bigr)
+
+    with the square's centre uniform over the image's pixels, so that squares near the border are clipped and some image
+    is seen more fully than others, which the source found to matter. The target stays. See
+    :func:`framework.transforms.cutout`.
+
+    Args:
+        size: the square's side :math:`s` in pixels; a quarter to a half of the image's side (16 for CIFAR-10 and 8 for
+            CIFAR-100, both of 32 pixels, in the source). Zero is none.
+        probability: of each image to get a square; 1 in the source. Zero is none.
+
+    Raises:
+        UserError: where a setting is out of bounds, or the inputs are no images.
+
+    Example:
+        >>> Cutout(8).describe()
+        'Cutout(size=8)'
+
+    Interacts with:
+        Normalization: zero is the mean of inputs that are standardized, black of those that are not. ``Augmentation``'s
+        flips and crops go first, else squares leave the image again. With ``Mixup`` or ``CutMix`` after it, squares
+        are mixed; before it, they cover mixtures.
+
+    Source: DeVries and Taylor (2017), Improved regularization of convolutional neural networks with Cutout.
+    """
+
+    size: Size
+    probability: Probability = 1.0
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Return the batch with a square of zeros in each image."""
+        if not (self.size and self.probability):
+            return batch
+        x = input_of(batch)
+        if not (isinstance(x, Tensor) and x.ndim >= 3):
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"{self.describe()}: needs images (samples, …, height, width), received {shape}")
+        return replace(batch, input=RandomCutout(self.size, self.probability)(x, Draws(step, self)))

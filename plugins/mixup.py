@@ -1,0 +1,84 @@
+"""Convex combinations of pairs of training samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.batch import MixedTarget, input_of, replace, target_of
+from framework.errors import UserError
+from framework.plugin import Plugin
+from framework.settings import NonNegative, Probability
+from framework.step import Step
+
+
+def mixup(x: Tensor, permutation: Tensor, weight: float) -> Tensor:
+    r"""Return :math:`\lambda x_i + (1 - \lambda)\,x_{\pi(i)}`.
+
+    Args:
+        x: floating-point tensor ``(samples, …)``.
+        permutation: :math:`\pi`, ``(samples,)``.
+        weight: :math:`\lambda` in [0, 1].
+
+    Example:
+        >>> mixup(torch.tensor([[0.0], [4.0]]), torch.tensor([1, 0]), 0.75).tolist()
+        [[1.0], [3.0]]
+    """
+    return x.index_select(0, permutation).lerp_(x, weight)
+
+
+class Mixup(Plugin):
+    r"""Train on convex combinations of pairs of samples and of their losses.
+
+    .. math::
+        \tilde x_i = \lambda x_i + (1 - \lambda)\,x_{\pi(i)}, \qquad
+        J_i = \lambda L(\hat y_i, y_i) + (1 - \lambda) L(\hat y_i, y_{\pi(i)}), \qquad
+        \lambda \sim \mathrm{Beta}(\alpha, \alpha)
+
+    The loss is the weighted mean of two losses (:class:`framework.MixedTarget`): for losses linear in the target, such
+    as cross-entropy, that is the loss of the mixed target, and it works for any other. Metrics of the training part
+    compare with the clean target :math:`y_i`.
+
+    :math:`\lambda` is one for an optimizer step, the same in all its micro-batches and ranks. The partners :math:`\pi`
+    permute a micro-batch, whose samples are the only ones at hand: under accumulation or several ranks a step has the
+    same distribution of pairs but for those across micro-batches, not the same bits. A micro-batch of one sample is its
+    own partner.
+
+    Args:
+        alpha: :math:`\alpha` of the Beta distribution; 0.1 to 0.4 for image classification, 1 (uniform) for small
+            images and long runs. Zero is the limit without mixing.
+        probability: of a step to mix at all.
+
+    Raises:
+        UserError: where a setting is out of bounds, or the inputs are not floating-point numbers.
+
+    Example:
+        >>> Mixup(0.4).describe()
+        'Mixup(alpha=0.4)'
+
+    Interacts with:
+        ``CutMix`` in the same recipe pastes boxes of mixtures, up to four samples in one, with the weights multiplied
+        out: correct but strong, and halving both probabilities is the common choice. Weight decay can be lower, and the
+        training loss no longer tends to zero, so compare validation losses. Batch normalization sees mixtures.
+
+    Source: Zhang, Cisse, Dauphin and Lopez-Paz (2018), mixup: Beyond empirical risk minimization.
+    """
+
+    alpha: NonNegative = 0.2
+    probability: Probability = 1.0
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Return the batch mixed with a permutation of itself."""
+        rng = step.stream(self.name).numpy(step.index)
+        if not self.alpha or rng.random() >= self.probability:
+            return batch
+        x = input_of(batch)
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"{self.describe()}: needs inputs of floating-point numbers, received {kind}; convert them")
+        weight = float(rng.beta(self.alpha, self.alpha))
+        partners = torch.randperm(len(x), generator=step.micro_generator(self, x.device), device=x.device)
+        target = MixedTarget.of(target_of(batch)).mix(partners, weight)
+        return replace(batch, input=mixup(x, partners, weight), target=target)
