@@ -63,7 +63,8 @@ class Recorder:
         """Find out how often to log; once training starts."""
         trainer = self._core.trainer
         # at least once an epoch: a short epoch would else leave no training curve
-        self._log_every = int(min(trainer.log_every_n_steps, trainer.num_training_batches)) if trainer.loggers else 0
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._log_every = int(min(every, trainer.num_training_batches)) if trainer.loggers else 0
         for metric in self._metrics["train"].values():
             metric.to(self._core.device)
 
@@ -132,7 +133,7 @@ class Recorder:
         if "loss" in means:
             penalties = sum(value for tag, value in read.items() if tag in values)
             read = {"train/loss": means["loss"], "train/objective": means["loss"] + penalties, **read}
-        self.log({**read, **self._core.update.learning_rates(), "epoch": float(step.epoch)})
+        self.log({**read, **self._core.update.learning_rates()})
 
     def end_epoch(self) -> None:
         """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
