@@ -145,7 +145,9 @@ class _Part:
 
 
 class NormPenalty(Plugin):
-    r"""A norm penalty on weights: :math:`\tilde J = J + \alpha\,\Omega(w)`.
+    r"""Keep weights small, few, or near where they started: a norm of them is added to the objective.
+
+    .. math:: \tilde J = J + \alpha\,\Omega(w)
 
     .. math::
         \Omega(w) = \begin{cases}
@@ -173,7 +175,7 @@ class NormPenalty(Plugin):
         groups: group lasso over ``"rows"`` (output units: the first dimension) or ``"columns"`` (inputs: the second).
         around: ``"zero"``, or ``"start"`` for the weights as they are when the run starts, such as pretrained ones.
         proximal: proximal step in place of the gradient; p = 1, p = 2, elastic net and group lasso.
-        weights: patterns of the weights that are penalized.
+        weights: patterns of the weights that are penalized, of those that train when the run starts.
         biases: penalize biases and norm gains too.
         scale: a factor on every α, for a :class:`~plugins.strength_schedule.StrengthSchedule` to move.
 

@@ -93,7 +93,7 @@ def why_not_fused(
 
 
 class Optimizer(Plugin):
-    r"""How the weights move: the optimizer, its groups of parameters, and clipping.
+    r"""Choose how the weights move: the optimizer, its groups of parameters, and clipping.
 
     With decoupled decay (AdamW, Muon) an update is, for the direction d that the optimizer makes of the gradients,
 

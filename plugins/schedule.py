@@ -100,8 +100,11 @@ def _is_scheduler(one: Any) -> bool:
 
 
 class Schedule(Plugin):
-    r"""The learning rate over the run: :math:`\eta_s = \eta\, f(s)`, the same factor f for every parameter group.
+    r"""Move the learning rate over the run: warm-up and curve, one cycle, plateau, or any scheduler of torch's.
 
+    .. math:: \eta_s = \eta\, f(s)
+
+    with the same factor f for every parameter group.
     With s the steps (or epochs) done of n, w of them warm-up, and t = (s - w) / (n - w) the share done after it:
 
     .. math::

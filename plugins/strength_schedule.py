@@ -47,9 +47,9 @@ def strength_at(t: float, kind: Kind, start: float, end: float) -> float:
 
 
 class StrengthSchedule(Plugin):
-    r"""Moves a number of another plugin during the run: :math:`\alpha_s = a(t_s)`.
+    r"""Move a strength, or any other number of a plugin, during the run.
 
-    .. math:: t_s = \frac{s - b}{u - b}
+    .. math:: \alpha_s = a(t_s), \qquad t_s = \frac{s - b}{u - b}
 
     with s the optimizer steps done, b ``begin`` and u ``until``, and a of :func:`strength_at`. The value is a function
     of the step alone, so a resumed run has the same. Once training ends, the setting is what the recipe declared.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -17,6 +18,7 @@ from framework.data import Data
 from framework.edits import WeightEdits
 from framework.errors import UserError
 from framework.module import Core
+from framework.plugin import Plugin
 from framework.recipe import Recipe
 from framework.run import fit
 from framework.step import Step
@@ -30,6 +32,18 @@ class ThirdParty(torch.optim.SGD):
 
     def __init__(self, params: Any, lr: float, boldness: float = 1.0, **others: Any) -> None:
         super().__init__(params, lr=lr * boldness, **others)
+
+
+class Norms(Plugin):
+    """Keeps the norm of the gradients that reach clipping."""
+
+    def attach(self, core: Core) -> None:
+        self.norms_: list[float] = []
+
+    def transform_gradients(self, step: Step) -> None:
+        assert step.optimizer is not None
+        gradients = [p.grad for group in step.optimizer.param_groups for p in group["params"]]
+        self.norms_.append(nn.utils.get_total_norm(gradients).item())
 
 
 def network() -> nn.Sequential:
@@ -331,6 +345,23 @@ def test_clipping_in_a_fit_bounds_the_update(core_of: Callable[..., Core], train
 def test_clipping_twice_is_told(core_of: Callable[..., Core], train: Callable[..., object]) -> None:
     with pytest.raises(UserError, match=r"optimizer.*gradient_clip_val"):
         train(core_of(Optimizer(clip_norm=1.0), clip=(1.0, "norm")))
+
+
+@pytest.mark.parametrize("cls", ["AdamW", "Muon", "NAdam"])
+def test_a_grad_scaler_changes_nothing(cls: str, core_of: Callable[..., Core], train: Callable[..., object]) -> None:
+    def run(precision: list[Any]) -> tuple[Core, list[float]]:
+        core = core_of(NormPenalty(0.1), watch := Norms(), Optimizer(cls, lr=0.01, clip_norm=0.1))
+        train(core, plugins=precision)
+        return core, watch.norms_
+
+    # float16 against bfloat16: the same but for rounding
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaled = run([MixedPrecision("16-mixed", device="cpu", scaler=scaler)])
+    plain = run([MixedPrecision("bf16-mixed", device="cpu")])
+    assert scaler.get_scale() == 2.0**10
+    assert scaled[1] == pytest.approx(plain[1], rel=0.05)
+    for ours, theirs in zip(scaled[0].model.parameters(), plain[0].model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=5e-3)
 
 
 # ---- Muon ------------------------------------------------------------------------------------------------------------
