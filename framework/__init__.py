@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from framework.step import Step
 
 __version__ = "0.1.0"
+
+# albumentations asks the network for a newer release when it is imported, which a recipe may do before any plugin
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 _HOME = {
     "Core": "module",
