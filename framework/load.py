@@ -82,6 +82,8 @@ def build_recipe(factory: Factory, parameters: Mapping[str, Any] | None = None) 
     if not isinstance(recipe, Recipe):
         hint = "; does it end in `return Recipe(…)`?" if recipe is None else ""
         raise UserError(f"{who} returned {type(recipe).__name__}, not a Recipe{hint}")
+    defaults = {parameter.name: parameter.default for parameter in known if parameter.default is not parameter.empty}
+    recipe.parameters = {**defaults, **given}
     return recipe
 
 

@@ -36,6 +36,7 @@ class Recipe:
         monitor: the metric by which the best checkpoint is chosen.
         mode: ``"min"`` or ``"max"``: which way the monitored metric is better.
         compile: compile the network with ``torch.compile``; a mapping gives its options.
+        parameters: what the recipe function was called with, defaults included; filled in by those who call it.
 
     Raises:
         UserError: where a part is of the wrong kind.
@@ -51,6 +52,7 @@ class Recipe:
     monitor: str = "val/loss"
     mode: str = "min"
     compile: bool | Mapping[str, Any] = False
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -63,7 +65,9 @@ class Recipe:
             raise UserError(f"Recipe(mode={self.mode!r}): must be 'min' or 'max'")
         for plugin in self.plugins:
             if not isinstance(plugin, Callback):
-                raise UserError(f"Recipe(plugins=...): {plugin!r} is neither a framework.Plugin nor a Lightning callback")
+                raise UserError(
+                    f"Recipe(plugins=...): {plugin!r} is neither a framework.Plugin nor a Lightning callback"
+                )
         for name, metric in self.metrics.items():
             if not isinstance(metric, Metric):
                 raise UserError(f"Recipe(metrics=...): {name!r} must be a torchmetrics.Metric; received {metric!r}")
