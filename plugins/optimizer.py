@@ -16,7 +16,7 @@ from framework.errors import UserError, did_you_mean
 from framework.patterns import Patterns, is_weight, select_weights
 from framework.plugin import Plugin
 from framework.settings import NonNegative, Positive
-from plugins.muon import Muon
+from framework.muon import Muon
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -108,7 +108,7 @@ class Optimizer(Plugin):
 
     Args:
         cls: a class of ``torch.optim`` or a third party's, or its name (``"SGD"``, ``"package.module.Class"``).
-            ``"Muon"`` moves hidden matrices by Muon and the rest by AdamW, see :class:`plugins.muon.Muon`.
+            ``"Muon"`` moves hidden matrices by Muon and the rest by AdamW, see :class:`framework.muon.Muon`.
         lr: learning rate η; 1e-3 suits AdamW and Muon, 0.01 to 0.1 SGD with momentum.
         weight_decay: λ; 1e-2 to 1e-1 is usual with AdamW, 1e-4 to 5e-4 with SGD.
         options: further arguments of the class, such as ``{"momentum": 0.9, "nesterov": True}``.

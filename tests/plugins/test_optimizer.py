@@ -22,7 +22,7 @@ from framework.plugin import Plugin
 from framework.recipe import Recipe
 from framework.run import fit
 from framework.step import Step
-from plugins.muon import Muon
+from framework.muon import Muon
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer, optimizer_class, why_not_fused
 
