@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from framework.folder import RunFolder
+
+# what would keep a phase from ending where it is to end
+_ENDS = ("max_epochs", "max_steps", "min_epochs", "min_steps")
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What to train once more, and when to end.
+    """What to train once more, and when to end, on training and validation part together.
+
+    The phase has a fresh optimizer, a schedule of its own length, and step counts that start from 0; its curves stand
+    beside those of the run under its name. The validation part is still validated on, but tells nothing about
+    generalization any more.
 
     Args:
         name: what the phase is called in logs and ``run.json``.
         start: ``"initial"`` for a fresh network and fresh plugins, ``"current"`` for the parameters as they stand.
         max_steps: optimizer steps at most, None for no limit.
         max_epochs: epochs at most, None for no limit.
-        without: class names of plugins to leave out of a phase that starts from the initial parameters.
+        without: names of plugins to leave out of a phase that starts from the initial parameters.
         stop_when: asked after each validation with the metrics by tag; True ends the phase.
 
-    The data of the phase are the training and the validation part together.
+    Raises:
+        ValueError: where nothing would end the phase.
     """
 
     name: str
@@ -28,3 +41,64 @@ class Phase:
     max_epochs: int | None = None
     without: tuple[str, ...] = ()
     stop_when: Callable[[Mapping[str, float]], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError(f"Phase({self.name!r}): give max_steps or max_epochs, or it may never end")
+
+    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the Trainer's options of the run with the phase's own end in place of the run's."""
+        kept = {name: value for name, value in options.items() if name not in _ENDS}
+        return {**kept, "max_epochs": self.max_epochs or -1, "max_steps": self.max_steps or -1}
+
+    def callbacks(self, folder: RunFolder | None) -> list[pl.Callback]:
+        """Return what ends the phase, and what keeps its weights where a run has a folder."""
+        ending: list[pl.Callback] = [_StopWhen(self.stop_when)] if self.stop_when is not None else []
+        if folder is None:
+            return ending
+        kept = ModelCheckpoint(
+            folder.checkpoints, filename=self.name, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+        return [*ending, kept]
+
+    def hand_over(self, folder: RunFolder) -> None:
+        """Let the phase's weights be the run's best ones; the best before are kept as ``before_<name>.ckpt``."""
+        best, own = folder.checkpoints / "best.ckpt", folder.checkpoints / f"{self.name}.ckpt"
+        if own.exists():
+            if best.exists():
+                best.replace(best.with_name(f"before_{self.name}.ckpt"))
+            own.replace(best)
+
+
+@dataclasses.dataclass
+class PhaseRun:
+    """What came of a phase.
+
+    Args:
+        name: the phase's name.
+        status: as a run's.
+        metrics: metrics by tag at the end of the phase; those of the validation part are of data trained on.
+        epochs: epochs done.
+        steps: optimizer steps done.
+        seconds: wall time.
+    """
+
+    name: str
+    status: str = "failed"
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    epochs: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class _StopWhen(pl.Callback):
+    """Ends a phase when its condition holds."""
+
+    def __init__(self, condition: Callable[[Mapping[str, float]], bool]) -> None:
+        self._condition = condition
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if self._condition({name: float(value) for name, value in trainer.callback_metrics.items()}):
+            trainer.should_stop = True

@@ -16,13 +16,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from framework.dashboard import Dashboard
-from framework.edit_recipe import apply_edits
+from framework.edit_recipe import apply_edits, name_of
 from framework.errors import UserError
 from framework.folder import RunFolder, versions_of_packages
 from framework.load import build_recipe, load_recipe, plugins_defined_by
 from framework.module import Core
 from framework.notices import as_callbacks
-from framework.phase import Phase
+from framework.phase import Phase, PhaseRun
 from framework.plugin import Plugin
 from framework.progress import Progress
 from framework.quiet import quiet
@@ -49,6 +49,9 @@ class Run:
         folder: the run's folder, None where nothing was written.
         name: the recipe's name.
         file: the recipe's file, None where the recipe came from Python.
+        phases: later phases on all the data, which a plugin asked for. ``core`` is then that of the last one, and
+            ``best`` holds its weights; metrics, epochs and steps are those from before, when the validation part could
+            still tell.
     """
 
     status: str
@@ -63,6 +66,7 @@ class Run:
     folder: Path | None
     name: str
     file: Path | None
+    phases: list[PhaseRun] = dataclasses.field(default_factory=list)
 
     @property
     def best(self) -> Path | None:
@@ -193,26 +197,24 @@ def fit(
         folder.copy_recipe(order.file)
         folder.write(_record(order, built, core, "running"))
     status = "failed"
-    interrupted = False
     try:
         status = _train(core, built, options, folder)
-        while status != "interrupted" and (phase := core.answers.sole("next_phase", core)) is not None:
-            core, built = _phase(core, order, built, phase, folder)
-        interrupted = status == "interrupted"
     finally:
         run = _outcome(order, built, core, folder, status, time.monotonic() - began)
         if folder is not None:
             folder.write({**_record(order, built, core, status), **_results(run)})
-    if interrupted:
+    while run.status != "interrupted" and (phase := run.core.answers.sole("next_phase", run.core)) is not None:
+        _train_phase(run, order, phase, folder)
+    if run.status == "interrupted":
         raise Interrupted(run)
     return run
 
 
 def _train(
-    core: Core, recipe: Recipe, options: Mapping[str, Any], folder: RunFolder | None, extra: Sequence[pl.Callback] = ()
+    core: Core, recipe: Recipe, options: Mapping[str, Any], folder: RunFolder | None, phase: Phase | None = None
 ) -> str:
     """Fit a core once and return how it ended; the plugins are told on every way out."""
-    trainer = _make_trainer(recipe, options, folder, extra)
+    trainer = _make_trainer(recipe, options, folder, phase)
     try:
         with quiet():
             trainer.fit(core)
@@ -229,42 +231,56 @@ def _train(
     return "stopped" if trainer.should_stop else "finished"
 
 
-def _phase(
-    core: Core, order: _Order, recipe: Recipe, phase: Phase, folder: RunFolder | None
-) -> tuple[Core, Recipe]:
-    """Train one more phase, on training and validation part together."""
-    options = {**order.options(recipe), "max_epochs": phase.max_epochs or -1, "max_steps": phase.max_steps or -1}
+def _train_phase(run: Run, order: _Order, phase: Phase, folder: RunFolder | None) -> None:
+    """Train one more phase; where it ended by itself its network becomes the run's."""
+    core, recipe = run.core, run.recipe
     if phase.start == "initial":
         recipe = order.build()
-        recipe = dataclasses.replace(recipe, data=recipe.data.joined())
-        recipe.plugins = [p for p in recipe.plugins if p.__class__.__name__ not in phase.without]
-        core = recipe.make_core(order.seed, options)
-    else:
-        core.data = recipe.data.joined()
-    ending = _StopWhen(phase)
-    status = _train(core, recipe, options, folder, [ending])
-    if status == "interrupted":
-        raise KeyboardInterrupt
-    return core, recipe
+        recipe = dataclasses.replace(recipe, plugins=[p for p in recipe.plugins if name_of(p) not in phase.without])
+        core = recipe.make_core(order.seed, order.options(recipe))
+    core.data = recipe.data.joined()
+    core.recorder.history = []
+    done, began = PhaseRun(phase.name), time.monotonic()
+    run.phases.append(done)
+    run.status = "failed"
+    try:
+        run.status = done.status = _train(core, recipe, phase.options(order.options(recipe)), folder, phase)
+        if done.status != "interrupted":
+            run.core, run.recipe = core, recipe
+            if folder is not None and core.trainer.is_global_zero:
+                phase.hand_over(folder)
+    finally:
+        history = core.recorder.history
+        done.metrics = dict(history[-1].metrics) if history else {}
+        done.epochs = core.trainer.current_epoch if core._trainer is not None else 0
+        done.steps = core.at.index
+        done.seconds = time.monotonic() - began
+        run.seconds += done.seconds
+        if folder is not None:
+            folder.update(status=run.status, **_results(run))
 
 
 def _make_trainer(
-    recipe: Recipe, options: Mapping[str, Any], folder: RunFolder | None, extra: Sequence[pl.Callback] = ()
+    recipe: Recipe, options: Mapping[str, Any], folder: RunFolder | None, phase: Phase | None
 ) -> pl.Trainer:
     chosen: dict[str, Any] = {"enable_model_summary": False, **lightning_options(options)}
-    callbacks = [*as_callbacks(recipe.plugins), *(chosen.pop("callbacks", None) or []), *extra]
+    callbacks = [*as_callbacks(recipe.plugins), *(chosen.pop("callbacks", None) or [])]
     if chosen.get("logger", True) is True:
         chosen["logger"] = False
         if folder is not None:
-            path = folder.path
+            # a phase counts its steps from 0, so its curves stand apart
+            path = folder.path if phase is None else folder.path / phase.name
             chosen["logger"] = TensorBoardLogger(path.parent.parent, name=path.parent.name, version=path.name)
             callbacks.append(Dashboard())
     if chosen.get("enable_progress_bar", True):
         callbacks.append(Progress())
     if folder is None:
         chosen["enable_checkpointing"] = False
-    elif chosen.get("enable_checkpointing", True):
-        callbacks += _checkpoints(recipe, folder)
+    keep = folder if chosen.get("enable_checkpointing", True) else None
+    if phase is not None:
+        callbacks += phase.callbacks(keep)
+    elif keep is not None:
+        callbacks += _checkpoints(recipe, keep)
     return make_lightning_trainer(chosen, callbacks)
 
 
@@ -308,18 +324,6 @@ def _checkpoints(recipe: Recipe, folder: RunFolder) -> list[pl.Callback]:
         enable_version_counter=False,
     )
     return [best, last]
-
-
-class _StopWhen(pl.Callback):
-    """Ends a phase when its condition holds."""
-
-    def __init__(self, phase: Phase) -> None:
-        self._phase = phase
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not trainer.sanity_checking and self._phase.stop_when is not None and self._phase.stop_when(metrics):
-            trainer.should_stop = True
 
 
 def _outcome(
@@ -370,7 +374,7 @@ def _record(order: _Order, recipe: Recipe, core: Core, status: str) -> dict[str,
 
 def _results(run: Run) -> dict[str, Any]:
     names = ("metrics", "last", "best_epoch", "epochs", "steps", "seconds")
-    return {name: getattr(run, name) for name in names}
+    return {**{name: getattr(run, name) for name in names}, "phases": [vars(phase) for phase in run.phases]}
 
 
 def validate(recipe: Source | Run, **order: Any) -> dict[str, float]:
