@@ -28,6 +28,29 @@ class Outcome(NamedTuple):
     prediction: Any = None
     target: Any = None
 
+    @staticmethod
+    def of(answer: Any, where: str) -> Outcome:
+        """Return what ``compute_loss`` gave as an outcome; the loss alone will do.
+
+        Args:
+            answer: an outcome or a loss.
+            where: what is named in errors, such as ``"step 3"``.
+
+        Raises:
+            UserError: where the loss is not one number.
+        """
+        outcome = answer if isinstance(answer, Outcome) else Outcome(answer)
+        loss = outcome.loss
+        if loss is not None and not isinstance(loss, Tensor):
+            kind = type(loss).__name__
+            raise UserError(
+                f"{where}: the loss is of type {kind}, not a tensor; return Outcome(loss, prediction, target)"
+            )
+        if loss is not None and loss.numel() != 1:
+            shape = tuple(loss.shape)
+            raise UserError(f"{where}: the loss has shape {shape}, not one number; return a mean over samples")
+        return outcome
+
 
 @dataclasses.dataclass(frozen=True)
 class MixedTarget:

@@ -26,11 +26,13 @@ class Window(NamedTuple):
         batches: micro-batches, each as collated.
         start: position of the first sample among all samples of the step, over ranks.
         total: number of samples of the step, over ranks.
+        count: number of samples of the step on this rank.
     """
 
     batches: list[Any]
     start: int
     total: int
+    count: int
 
 
 @dataclasses.dataclass
@@ -249,11 +251,12 @@ class TrainLoader:
             tensors, order = self._part, self.permutation()
             for low, high, start, total in self.shares():
                 cuts = [order[a : min(a + size, high)] for a in range(low, high, size)]
-                yield Window([tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts], start, total)  # type: ignore[union-attr]
+                batches = [tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts]  # type: ignore[union-attr]
+                yield Window(batches, start, total, high - low)
         else:
             self._workers.begin()
             for low, high, start, total in self.shares():
-                yield Window([self._workers.next() for _ in range(low, high, size)], start, total)
+                yield Window([self._workers.next() for _ in range(low, high, size)], start, total, high - low)
 
     def close(self) -> None:
         """End the workers; they start anew where the loader is used again."""

@@ -74,12 +74,13 @@ class Gradient:
             :math:`\sum_m s_m\tilde J_m` without a graph, None where every micro-batch was left out.
         """
         step = self._core.at
-        shares, sizes = self._shares(window)
+        counts = [size_of(batch) for batch in window.batches]
+        shares, sizes = self._shares(window, counts)
         last = len(window.batches) - 1
         step.micros, step.start = last + 1, window.start
         total: Tensor | None = None
         for micro, batch in enumerate(window.batches):
-            step.micro, step.count = micro, size_of(batch)
+            step.micro, step.count = micro, counts[micro]
             if self._wrapper is not None and micro < last:
                 with self._wrapper.no_sync():
                     value = self._micro_batch(batch, shares[micro], sizes[micro])
@@ -90,13 +91,15 @@ class Gradient:
             step.start += step.count
         return total
 
-    def _shares(self, window: Window) -> tuple[list[float], list[float]]:
+    def _shares(self, window: Window, counts: list[int]) -> tuple[list[float], list[float]]:
         core, world = self._core, self._core.at.world
         if self._counts_samples:
-            if len(window.batches) == 1 and world == 1:
-                return [1.0], [float(window.total)]
-            sizes = [float(size_of(batch)) for batch in window.batches]
-            total = float(window.total)
+            if sum(counts) != window.count:
+                raise UserError(
+                    f"step {core.at.index}: micro-batches of {' and '.join(map(str, counts))} come of {window.count} samples;"
+                    " where J is a mean over something else than samples, override count in a subclass of Core"
+                )
+            sizes, total = [float(count) for count in counts], float(window.total)
         else:
             sizes = [float(core.count(batch)) for batch in window.batches]
             total = sum(sizes)
@@ -104,7 +107,7 @@ class Gradient:
                 reduced = torch.tensor(total, dtype=torch.float64, device=core.device)
                 torch.distributed.all_reduce(reduced)
                 total = float(reduced)
-        return [size * world / total for size in sizes], sizes
+        return [size * world / (total or 1.0) for size in sizes], sizes
 
     def _micro_batch(self, batch: Any, share: float, size: float) -> Tensor | None:
         core, step = self._core, self._core.at
@@ -120,9 +123,12 @@ class Gradient:
                     for edit in self._edit:
                         edit(step)
             outcome = self.outcome(batch)
-            if outcome.loss is None:
+            if outcome.loss is not None:
+                objective = self._objective(outcome.loss, size)
+            elif self._wrapper is None:
                 return None
-            objective = self._objective(outcome.loss, size)
+            else:  # the other ranks wait for this one's gradient
+                objective = torch.stack([p.sum() for p in core.parameters() if p.requires_grad]).sum() * 0.0
             if share != 1.0:
                 objective = objective * share
             self._backward(objective)
@@ -143,20 +149,20 @@ class Gradient:
         else:
             with self._autocast():
                 outcome = core.compute_loss(batch)
-        return outcome if isinstance(outcome, Outcome) else Outcome(outcome)
+        return Outcome.of(outcome, f"step {step.index}")
 
     def _objective(self, loss: Tensor, size: float) -> Tensor:
         core = self._core
-        if loss.numel() != 1:
-            raise UserError(
-                f"step {core.at.index}: the loss has shape {tuple(loss.shape)}, not one number; return a mean over samples"
-            )
         objective = loss
         terms: dict[str, Tensor] = {"loss": loss}
         for name, penalty in self._penalties:
             for tag, term in named_terms(name, penalty(core.at)).items():
+                if term.numel() != 1:
+                    raise UserError(f"step {core.at.index}: {tag} has shape {tuple(term.shape)}, not one number")
                 terms[tag] = term
                 objective = objective + term
+        if not objective.requires_grad:
+            raise UserError(f"step {core.at.index}: the loss has no gradient: it does not depend on a trainable weight")
         core.recorder.add(terms, size)
         # on an accelerator reading a number every step would make every step wait for it
         if (loss.device.type == "cpu" or core.at.logged) and not math.isfinite(objective.item()):
@@ -193,8 +199,10 @@ def _has_own(one: Any, hook: str) -> bool:
     import pytorch_lightning as pl
 
     own = getattr(type(one), hook, None)
-    return hook in vars(one) or own is not None and own is not getattr(
-        pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback, hook, None
+    return (
+        hook in vars(one)
+        or own is not None
+        and own is not getattr(pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback, hook, None)
     )
 
 

@@ -156,9 +156,7 @@ class Recorder:
     def evaluate(self, stage: str, batch: object) -> None:
         """Add one batch of validation or test."""
         core = self._core
-        outcome = core.compute_loss(batch)
-        if not isinstance(outcome, Outcome):
-            outcome = Outcome(outcome)
+        outcome = Outcome.of(core.compute_loss(batch), {"val": "validation"}.get(stage, stage))
         if outcome.loss is not None:
             self._meters[stage].add("loss", outcome.loss.detach(), float(core.count(batch)))
         if outcome.prediction is not None:

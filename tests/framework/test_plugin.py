@@ -46,7 +46,7 @@ def test_misspelt_hooks_fail_when_the_class_is_made(name: str, meant: str) -> No
 
 
 def test_a_notice_that_lightning_does_not_have() -> None:
-    with pytest.raises(TypeError, match="Made.on_moon is no hook point: Lightning has no such notice"):
+    with pytest.raises(TypeError, match=r"Made.on_moon is no hook point: Lightning has no such notice"):
         make_class(on_moon=lambda self: None)
 
 
