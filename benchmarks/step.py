@@ -1,0 +1,176 @@
+"""The cost of a training step on a small network, over loops written by hand."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from benchmarks.measure import alternate, show, table, write
+from framework import Data, Plugin, Recipe, fit
+from plugins.activation_sparsity import ActivationSparsity
+from plugins.early_stopping import EarlyStopping
+from plugins.input_noise import InputNoise
+from plugins.norm_penalty import NormPenalty
+from plugins.optimizer import Optimizer
+from plugins.weight_average import WeightAverage
+from plugins.weight_noise import WeightNoise
+
+BATCH, EPOCHS = 64, 20
+Loop = Callable[[], int]
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    """Return 6,400 random inputs of 64 numbers and their classes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(6400, 64, generator=generator), torch.randint(10, (6400,), generator=generator)
+
+
+def network() -> nn.Sequential:
+    """Return the network of the table: 64-128-10."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+def batches(lean: bool) -> Callable[[], Any]:
+    """Return what makes an epoch's batches: tensor indexing, or the ``DataLoader`` that people write."""
+    x, y = samples()
+    if not lean:
+        loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
+        return lambda: loader
+
+    def epoch() -> Any:
+        order = torch.randperm(len(x))
+        for low in range(0, len(x), BATCH):
+            chosen = order[low : low + BATCH]
+            yield x[chosen], y[chosen]
+
+    return epoch
+
+
+def by_hand(lean: bool) -> Loop:
+    """Return the plain loop."""
+
+    def run() -> int:
+        model, make = network(), batches(lean)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+        steps = 0
+        for _ in range(EPOCHS):
+            for x, y in make():
+                optimizer.zero_grad()
+                cross_entropy(model(x), y).backward()
+                optimizer.step()
+                steps += 1
+        return steps
+
+    return run
+
+
+def cocktail_by_hand(lean: bool, weight_noise: bool) -> Loop:
+    """Return the loop with the arithmetic of :func:`cocktail`, as lean as it can be written."""
+
+    def run() -> int:
+        model, make = network(), batches(lean)
+        weights = [model[0].weight, model[2].weight]
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+        parameters = list(model.parameters())
+        average = [p.detach().clone() for p in parameters]
+        steps = 0
+        for _ in range(EPOCHS):
+            for x, y in make():
+                optimizer.zero_grad()
+                x = x + 0.1 * torch.randn_like(x)
+                if weight_noise:
+                    clean = [w.detach().clone() for w in weights]
+                    with torch.no_grad():
+                        torch._foreach_add_(weights, [torch.randn_like(w) for w in weights], alpha=0.01)
+                hidden = torch.relu(model[0](x))
+                loss = cross_entropy(model[2](hidden), y) + 1e-4 * hidden.abs().sum() / len(x)
+                loss.backward()
+                with torch.no_grad():
+                    if weight_noise:
+                        torch._foreach_copy_(weights, clean)
+                    torch._foreach_add_([w.grad for w in weights], weights, alpha=1e-4)
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                with torch.no_grad():
+                    torch._foreach_lerp_(average, parameters, 0.01)
+                steps += 1
+        return steps
+
+    return run
+
+
+def cocktail(weight_noise: bool) -> list[Plugin]:
+    """Return L2, input noise, activation L1, EMA, early stopping and clipping, and weight noise where asked for."""
+    noise = [WeightNoise(0.01)] if weight_noise else []
+    return [
+        InputNoise(0.1),
+        *noise,
+        ActivationSparsity(1e-4, layers="ReLU"),
+        NormPenalty(1e-4),
+        WeightAverage(decay=0.99),
+        Optimizer("AdamW", lr=1e-3, clip_norm=1.0),
+        EarlyStopping(patience=1000),
+    ]
+
+
+def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Loop:
+    """Return a fit with TensorBoard, checkpoints, progress, loss and accuracy, as people run it."""
+
+    def run() -> int:
+        x, y = samples()
+        recipe = Recipe(
+            network(),
+            Data((x, y), (x[:64], y[:64]), batch_size=BATCH),
+            cross_entropy,
+            {"accuracy": MulticlassAccuracy(10, average="micro")},
+            plugins=plugins(),
+            trainer={"max_epochs": EPOCHS, "accelerator": "cpu", "check_val_every_n_epoch": EPOCHS},
+        )
+        return fit(recipe, logs=logs).steps
+
+    return run
+
+
+def main() -> None:
+    """Print the table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, default=Path("lightning_logs/benchmark_step.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        logs = Path(folder)
+        contenders = {
+            "lean loop": by_hand(lean=True),
+            "DataLoader loop": by_hand(lean=False),
+            "fit": ours(lambda: [Optimizer("AdamW", lr=1e-3)], logs),
+            "lean loop, cocktail": cocktail_by_hand(lean=True, weight_noise=False),
+            "DataLoader loop, cocktail": cocktail_by_hand(lean=False, weight_noise=False),
+            "fit, cocktail": ours(lambda: cocktail(False), logs),
+            "lean loop, cocktail + weight noise": cocktail_by_hand(lean=True, weight_noise=True),
+            "DataLoader loop, cocktail + weight noise": cocktail_by_hand(lean=False, weight_noise=True),
+            "fit, cocktail + weight noise": ours(lambda: cocktail(True), logs),
+        }
+        times = alternate(contenders, given.rounds)
+    rows = []
+    for section in ("", ", cocktail", ", cocktail + weight noise"):
+        chosen = {name: times[f"{name}{section}"] for name in ("lean loop", "DataLoader loop", "fit")}
+        by_loader, lean = (table(chosen, {"fit": base}) for base in ("DataLoader loop", "lean loop"))
+        show(f"64-128-10, batch 64, one thread{section}", [*by_loader, lean[-1]])
+        rows += [{**row, "name": f"{row['name']}{section}"} for row in (*by_loader, lean[-1])]
+    given.json.parent.mkdir(parents=True, exist_ok=True)
+    write(given.json, {"step": rows})
+
+
+if __name__ == "__main__":
+    main()
