@@ -25,8 +25,6 @@ export OMP_NUM_THREADS ?= 1
 
 fit: .venv/installed
 	$(BIN)/python -m framework fit $(RECIPE) --logs $(LOGS) $(ARGS)
-	@echo
-	@echo "See the curves:  $(BIN)/tensorboard --logdir $(LOGS)"
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from framework import __version__
@@ -202,9 +202,23 @@ def _add_parameters(parser: jsonargparse.ArgumentParser, factory: Callable[..., 
         if name in taken | {"help", "trainer"}:
             raise UserError(f"{path}: the recipe's parameter {name!r} has the name of a flag; rename it")
     try:
-        parser.add_function_arguments(factory, as_group=False, fail_untyped=False)
+        parser.add_function_arguments(_plainly_typed(factory), as_group=False, fail_untyped=False)
     except ValueError as error:
         raise UserError(f"{path}: the recipe's parameters cannot be flags: {error}") from error
+
+
+def _plainly_typed(factory: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Return a copy whose annotations carry no bounds: help shows them as plain types."""
+    function = inspect.unwrap(factory)
+    assert inspect.isfunction(function)
+    copy = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__doc__ = function.__doc__
+    copy.__module__ = function.__module__
+    copy.__annotations__ = get_type_hints(function)
+    return copy
 
 
 def _take_trainer_options(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

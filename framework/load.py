@@ -39,7 +39,7 @@ def load_recipe(path: str | Path) -> Factory:
     if factory is None:
         functions = [name for name, _ in inspect.getmembers(module, inspect.isfunction) if not name.startswith("_")]
         raise UserError(f"{path} defines no function recipe(…) -> Recipe{did_you_mean('recipe', functions)}")
-    if not inspect.isroutine(factory):
+    if not inspect.isfunction(factory):
         raise UserError(
             f"{path}: recipe is of type {type(factory).__name__}; write it as a function recipe(…) -> Recipe"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -13,6 +14,11 @@ from framework.settings import Bounds, problem_of
 
 class Text(str):
     """A value as it was typed on the command line, still to be read by the type of what it is for."""
+
+
+def as_text(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as ``run.json`` keeps them with their strings marked as text, to be read by type once more."""
+    return {name: Text(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def read_value(value: Any, annotation: Any) -> Any:
