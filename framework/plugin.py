@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
@@ -71,6 +71,11 @@ class Plugin(Callback):
     **Relations** name other plugin classes and say why: ``before`` and ``after`` (order in the recipe), ``requires``
     and ``conflicts``. They are checked before training.
 
+    **Examples** are settings that :mod:`framework.testing` checks the class with: ``examples`` lists some strong enough
+    to show, and ``absent`` what to put over each of them (a single one: over all) so that the plugin is to equal its
+    absence, None where nothing does. An example may also say ``"in"``, the task (``"images"`` or ``"tokens"``), and
+    ``"with"``, other plugins it needs, ``{"norm_penalty": {"alpha": 0.1}}``.
+
     Args:
         name: what the plugin is called in logs, ``--set`` and checkpoints; by default its class name in snake case.
 
@@ -93,6 +98,9 @@ class Plugin(Callback):
     after: ClassVar[Relations] = {}
     requires: ClassVar[Relations] = {}
     conflicts: ClassVar[Relations] = {}
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+    absent: ClassVar[Sequence[Mapping[str, Any] | None]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -263,6 +271,10 @@ class Plugin(Callback):
         return None
 
     # ---- a few words that tell ---------------------------------------------------------------------------------------
+
+    def limits(self) -> Mapping[str, str]:
+        """Return what cannot hold with these settings, a reason by name of a check of :mod:`framework.testing`."""
+        return {}
 
     def describe(self) -> str:
         """Return the plugin as the recipe would write it."""
