@@ -173,13 +173,12 @@ def layout(tags: Iterable[str]) -> Layout:
         {'loss': ['Multiline', ['^(train|val)/loss$']]}
     """
     known = set(tags)
-    both = {tag.partition("/")[2] for tag in known if tag.startswith(("train/", "val/"))} - {"objective"}
+    names = {tag.partition("/")[2] for tag in known if tag.startswith(("train/", "val/"))} - {"objective"}
+    metrics = sorted(names, key=lambda name: (name != "loss", name))
     charts = {
-        "1 Training and validation": {
-            name: f"^(train|val)/{re.escape(name)}$" for name in sorted(both, key=lambda name: (name != "loss", name))
-        },
+        "1 Training and validation": {name: f"^(train|val)/{re.escape(name)}$" for name in metrics},
         "2 Objective": {"J and objective": "^train/(loss|objective)$", "penalties": "^penalty/"},
-        "3 Generalization gap": {"validation minus training": "^gap/"},
+        "3 Validation minus training": {f"gap in {name}": f"^gap/{re.escape(name)}$" for name in metrics},
         "4 Optimization": {"learning rate": "^lr(/|$)", "gradient norm": "^grad_norm$"},
         "5 Sparsity": {"sparsity by layer": "^sparsity/"},
     }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _WIDTH = 100
 _BAR = "{desc} {bar:12} {elapsed} < {remaining}  {rate_noinv_fmt:>14}  "
 _WITHOUT_END = "{desc}  {n_fmt} steps  {elapsed}  {rate_noinv_fmt}  "
+_EVERY = 0.1  # seconds between two drawings
 _ROOM_OF_BAR = 50  # characters of either, without the description
 
 
@@ -74,9 +75,9 @@ def duration(seconds: float) -> str:
         >>> duration(0.0213), duration(12.34), duration(75), duration(7384)
         ('0.02 s', '12.3 s', '1 min 15 s', '2 h 03 min')
     """
-    if seconds < 10:
+    if seconds < 9.995:
         return f"{seconds:.2f} s"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
@@ -167,7 +168,7 @@ class Bar(_Progress):
     def _draw(self, core: pl.LightningModule, where: str) -> None:
         assert self._bar is not None
         recorder = cast("Core", core).recorder
-        self._due = time.monotonic() + 0.1
+        self._due = time.monotonic() + _EVERY
         self._bar.n = cast("Core", core).at.index
         self._bar.set_description_str(where, refresh=False)
         room = shutil.get_terminal_size().columns - len(where) - _ROOM_OF_BAR
