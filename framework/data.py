@@ -26,13 +26,13 @@ class Window(NamedTuple):
         batches: micro-batches, each as collated.
         start: position of the first sample among all samples of the step, over ranks.
         total: number of samples of the step, over ranks.
-        count: number of samples of the step on this rank.
+        samples: number of samples of the step on this rank.
     """
 
     batches: list[Any]
     start: int
     total: int
-    count: int
+    samples: int
 
 
 @dataclasses.dataclass
@@ -232,7 +232,7 @@ class TrainLoader:
         return torch.randperm(self._length, generator=self._stream.torch(self.epoch))
 
     def shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield ``(low, high, start, total)`` of each step: this rank's slice of the permutation, and the step's size."""
+        """Yield ``(low, high, start, total)`` of each step: this rank's slice of the order, and the step's size."""
         for step in range(self.start, self._steps):
             base = step * self._step_size
             total = min(self._step_size, self._length - base)

@@ -29,8 +29,8 @@ class Gradient:
     r"""Adds the gradient of :math:`\sum_m s_m (J_m + \sum_i \alpha_i\Omega_{i,m})` to the weights' ``grad``.
 
     :math:`s_m` is micro-batch m's share of the step's samples (times the number of ranks, by which
-    ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, a short last
-    window included.
+    ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, a short
+    last window included. A rank whose micro-batch is left out adds zeros.
 
     Args:
         core: whose objective it is.
@@ -94,10 +94,11 @@ class Gradient:
     def _shares(self, window: Window, counts: list[int]) -> tuple[list[float], list[float]]:
         core, world = self._core, self._core.at.world
         if self._counts_samples:
-            if sum(counts) != window.count:
+            if sum(counts) != window.samples:
+                told = " and ".join(map(str, counts))
                 raise UserError(
-                    f"step {core.at.index}: micro-batches of {' and '.join(map(str, counts))} come of {window.count} samples;"
-                    " where J is a mean over something else than samples, override count in a subclass of Core"
+                    f"step {core.at.index}: micro-batches of {told} come of {window.samples} samples; where J is a mean"
+                    " over something else than samples, override count in a subclass of Core"
                 )
             sizes, total = [float(count) for count in counts], float(window.total)
         else:
@@ -198,12 +199,9 @@ def _has_own(one: Any, hook: str) -> bool:
     """Tell whether a callback or module has a hook that is not Lightning's empty one."""
     import pytorch_lightning as pl
 
-    own = getattr(type(one), hook, None)
-    return (
-        hook in vars(one)
-        or own is not None
-        and own is not getattr(pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback, hook, None)
-    )
+    base = pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback
+    empty = getattr(base, hook, None)
+    return hook in vars(one) or getattr(type(one), hook, empty) is not empty
 
 
 def _seed_global_generator(seed: int, device: torch.device) -> None:

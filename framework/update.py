@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from framework.data import Window
 from framework.errors import UserError
 from framework.gradient import _has_own, named_terms, without_autocast
+from framework.settings import Positive, problem_of
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -36,6 +37,8 @@ class Update:
         self._clip_value, self._clip_algorithm = clip[0], clip[1] or "norm"
         if self._clip_algorithm not in ("norm", "value"):
             raise UserError(f"gradient_clip_algorithm={clip[1]!r}: must be 'norm' or 'value'")
+        if clip[0] is not None and (problem := problem_of(Positive, clip[0])):
+            raise UserError(f"gradient_clip_val={clip[0]!r}: must be {problem}; leave it out to clip nothing")
         answers = core.answers
         self._weight_penalties = answers.of("weight_penalty")
         self._weight_gradients = answers.calls("weight_penalty_gradient")
