@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -24,9 +24,10 @@ from framework.module import Core
 from framework.notices import as_callbacks
 from framework.phase import Phase, PhaseRun
 from framework.plugin import Plugin
-from framework.progress import Progress
+from framework.progress import make_progress
 from framework.quiet import quiet
 from framework.recipe import Recipe, check_trainer_options, lightning_options
+from framework.value import as_text
 
 Source = Recipe | Callable[..., Recipe] | str | Path
 Additions = Iterable[tuple[str, Mapping[str, Any]]]
@@ -225,6 +226,7 @@ def _train(
     except MisconfigurationException as error:
         raise UserError(_one_line(error)) from error
     finally:
+        core.close_loaders()
         core.leave_evaluation()
         for finish in core.answers.calls("finish"):
             finish(core)
@@ -271,9 +273,9 @@ def _make_trainer(
             # a phase counts its steps from 0, so its curves stand apart
             path = folder.path if phase is None else folder.path / phase.name
             chosen["logger"] = TensorBoardLogger(path.parent.parent, name=path.parent.name, version=path.name)
-            callbacks.append(Dashboard())
-    if chosen.get("enable_progress_bar", True):
-        callbacks.append(Progress())
+            callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
+    if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
+        callbacks.append(make_progress())
     if folder is None:
         chosen["enable_checkpointing"] = False
     keep = folder if chosen.get("enable_checkpointing", True) else None
@@ -326,9 +328,7 @@ def _checkpoints(recipe: Recipe, folder: RunFolder) -> list[pl.Callback]:
     return [best, last]
 
 
-def _outcome(
-    order: _Order, recipe: Recipe, core: Core, folder: RunFolder | None, status: str, seconds: float
-) -> Run:
+def _outcome(order: _Order, recipe: Recipe, core: Core, folder: RunFolder | None, status: str, seconds: float) -> Run:
     history = core.recorder.history
     last = dict(history[-1].metrics) if history else {}
     known = [entry for entry in history if recipe.monitor in entry.metrics]
@@ -436,8 +436,8 @@ def _evaluate_folder(
         record["seed"] if seed is None else seed,
         {**record["parameters"], **(parameters or {})},
         trainer,
-        {**record["settings"], **(settings or {})},
-        [*((name, given) for name, given in record["with"]), *with_],
+        {**as_text(record["settings"]), **(settings or {})},
+        [*((name, as_text(given)) for name, given in record["with"]), *with_],
         [*record["without"], *without],
     )
     built = order.build()
@@ -462,6 +462,7 @@ def _ask(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path
         except MisconfigurationException as error:
             raise UserError(_one_line(error)) from error
         finally:
+            core.close_loaders()
             core.leave_evaluation()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
