@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from framework import cli
+from framework.edit_recipe import apply_edits
 from framework.errors import UserError
 from framework.plugin import Plugin
 from framework.recipe import Recipe
@@ -47,6 +48,10 @@ class GradientNoise(Plugin):
 
 NOT_A_PLUGIN = 3
 '''
+
+
+class Shift(Plugin):
+    pass
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +94,8 @@ def test_the_bundled_plugins_use_the_same_door() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["framework.plugins"]
     ours = {entry.name: entry for entry in registered() if entry.distribution.startswith("jtilde ")}
     assert {name: entry.target for name, entry in ours.items()} == declared
+    files = {file.stem for file in (ROOT / "plugins").glob("*.py")} - {"__init__"}
+    assert {*ours} == files
     for name, entry in ours.items():
         kind = entry.load()
         assert issubclass(kind, Plugin)
@@ -140,8 +147,11 @@ def test_the_list_shows_good_ones_and_tells_of_broken_ones(installed: Path, caps
     assert [line.split("'")[1] for line in broken] == ["lost", "nowhere", "three"]
 
 
-def test_installation_turns_nothing_on(installed: Path, recipe: Callable[..., Recipe]) -> None:
-    assert recipe().plugins == []
+def test_installation_turns_nothing_on_and_a_flag_does(installed: Path, recipe: Callable[..., Recipe]) -> None:
+    bare = apply_edits(recipe([Shift()]))
+    assert [plugin.name for plugin in bare.plugins] == ["shift"]
+    added = apply_edits(recipe([Shift()]), with_=[("gradient_noise", {"std": 0.5})])
+    assert [plugin.describe() for plugin in added.plugins] == ["Shift()", "GradientNoise(std=0.5)"]
 
 
 def test_the_command_line_finds_an_installed_distribution(noise_site: Path) -> None:
