@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from framework.errors import UserError
 from framework.patterns import Patterns, select_layers
 from framework.plugin import Plugin
 from framework.step import Step
@@ -34,28 +35,46 @@ class Observers:
         for name, layer in layers.items():
             if name not in self._watchers:
                 self._watchers[name] = []
-                layer.register_forward_hook(self._hook(name))
-            self._watchers[name].append(plugin)
+                layer.register_forward_hook(_Hook(self, name, self._watchers[name], self._step))
+            if plugin not in self._watchers[name]:
+                self._watchers[name].append(plugin)
         return layers
 
-    def _hook(self, layer: str) -> Any:
-        watchers = self._watchers[layer]
 
-        def fold(x: Tensor) -> Tensor:
-            for plugin in watchers:
-                x = plugin.transform_activation(x, layer, self._step)
-            return x
+class _Hook:
+    """A layer's forward hook; in a copy of the layer nobody watches."""
 
-        def hook(module: nn.Module, args: Any, output: Any) -> Any:
-            if not self.live:
-                return None
-            if isinstance(output, Tensor):
-                return fold(output)
-            first, *rest = output
-            if isinstance(output, PackedSequence):
-                return PackedSequence(fold(first), *rest)
-            if isinstance(first, PackedSequence):
-                return (PackedSequence(fold(first.data), *first[1:]), *rest)
-            return (fold(first), *rest)
+    def __init__(self, observers: Observers, layer: str, watchers: list[Plugin], step: Step) -> None:
+        self._observers, self._layer, self._watchers, self._step = observers, layer, watchers, step
 
-        return hook
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not self._observers.live:
+            return None
+        if isinstance(output, Tensor):
+            return self._fold(output)
+        if isinstance(output, PackedSequence):
+            return PackedSequence(self._fold(output.data), *output[1:])
+        if isinstance(output, tuple) and isinstance(output[0], PackedSequence):
+            return (PackedSequence(self._fold(output[0].data), *output[0][1:]), *output[1:])
+        if isinstance(output, tuple) and isinstance(output[0], Tensor):
+            return (self._fold(output[0]), *output[1:])
+        raise UserError(
+            f"layer {self._layer!r} returns a {type(output).__name__}, of which no plugin can see the activation; choose a"
+            " layer that returns a tensor, or a tuple that begins with one"
+        )
+
+    def _fold(self, x: Tensor) -> Tensor:
+        for plugin in self._watchers:
+            x = plugin.transform_activation(x, self._layer, self._step)
+        return x
+
+    def __reduce__(self) -> Any:
+        return _nobody, ()
+
+
+def _nobody() -> Any:
+    return _pass
+
+
+def _pass(module: nn.Module, args: Any, output: Any) -> None:
+    """Leave a layer's output as it is."""
