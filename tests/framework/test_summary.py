@@ -30,7 +30,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     recipe = Recipe(nn.Linear(2, 3), Data((x, y), (x, y), (x, y)), nn.functional.cross_entropy, monitor="val/accuracy")
     return Run(
         status="stopped",
-        metrics={"val/accuracy": 0.9833, "val/loss": 0.084, "train/loss": 0.1234, "gap/loss": -0.0394, "penalty/x": 1.0},
+        metrics={
+            "val/accuracy": 0.9833,
+            "val/loss": 0.084,
+            "train/loss": 0.1234,
+            "gap/loss": -0.0394,
+            "penalty/x": 1.0,
+        },
         last={"val/accuracy": 0.98, "val/loss": 0.09, "train/loss": 0.1, "gap/loss": -0.01, "penalty/x": 1.0},
         best_epoch=23,
         epochs=34,
