@@ -253,6 +253,7 @@ class Core(pl.LightningModule):
         """Find out where the run stands and how this machine steps."""
         step, trainer = self.at, self.trainer
         step.index, step.rank, step.world = trainer.global_step, trainer.global_rank, trainer.world_size
+        step.epoch = trainer.current_epoch  # no epoch starts where a run goes on from within one
         step.optimizer = self.update.prepare()
         self.gradient.prepare()
         self.recorder.prepare()
