@@ -18,7 +18,7 @@ from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import opens a connection
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist/raw/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion"
 FILES = [

@@ -1,0 +1,141 @@
+"""Tables with numbers and categories: a perceptron and a cocktail of plugins on any folder of one format.
+
+The folder holds ``data.csv.gz`` (UTF-8, with a header, the last column ``target``, an empty field for a missing value)
+and ``meta.json``, whose ``categorical`` lists the columns that are text even where they look like numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_selection import VarianceThreshold
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from framework import Data, Recipe
+from framework.fetch import DataFile, fetch
+from plugins.hidden_noise import HiddenNoise
+from plugins.mixup import Mixup
+from plugins.optimizer import Optimizer
+from plugins.schedule import Schedule
+from plugins.weight_average import WeightAverage
+
+
+def read_table(name: str, data: Path | None) -> tuple[pd.DataFrame, np.ndarray, list[str]]:
+    """Return features, classes from 0, and the names of the categorical columns."""
+    path, meta = fetch([DataFile(f"tabular/{name}/data.csv.gz"), DataFile(f"tabular/{name}/meta.json")], data)
+    categorical = json.loads(meta.read_text(encoding="utf-8"))["categorical"]
+    text = dict.fromkeys([*categorical, "target"], str)
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=[""])
+    return table.drop(columns="target"), pd.factorize(table["target"], sort=True)[0], categorical
+
+
+def preprocessing(numeric: list[str], categorical: list[str], rare: int) -> Pipeline:
+    """Return what makes features of columns, to be fitted on the training part alone; constant features are dropped.
+
+    Numbers: missing ones become the median, with a feature that tells where, then mean 0 and variance 1. Categories:
+    one-hot; a missing value is a category, and those seen fewer than ``rare`` times share one with the unseen.
+    """
+    numbers = make_pipeline(
+        SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
+    )
+    categories = make_pipeline(
+        SimpleImputer(strategy="constant", fill_value="(missing)", keep_empty_features=True),
+        OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=rare, sparse_output=False),
+    )
+    columns = ColumnTransformer([("numbers", numbers, numeric), ("categories", categories, categorical)])
+    return make_pipeline(columns, VarianceThreshold())
+
+
+def split(table: pd.DataFrame, y: np.ndarray, categorical: list[str]) -> list[tuple[Tensor, Tensor]]:
+    """Return features and classes of three parts with the same shares of classes: 60 %, 20 % and 20 %."""
+    # the split has a seed of its own: runs with other seeds are to be compared on the same test part
+    rest, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
+    train, val = train_test_split(rest, test_size=0.25, stratify=y[rest], random_state=0)
+    numeric = [column for column in table if column not in categorical]
+    features = preprocessing(numeric, categorical, rare=max(2, len(train) // 2000)).fit(table.iloc[train])
+    return [
+        (torch.tensor(features.transform(table.iloc[part]), dtype=torch.float32), torch.tensor(y[part]))
+        for part in (train, val, test)
+    ]
+
+
+class BalancedCrossEntropy(nn.Module):
+    r"""Cross-entropy in which each of C classes weighs the same.
+
+    .. math:: J = -\frac1N \sum_n w_{y_n} \log p_{n y_n}, \qquad w_c = \frac{N}{C N_c}
+
+    Args:
+        y: classes of the training part.
+    """
+
+    def __init__(self, y: Tensor) -> None:
+        super().__init__()
+        counts = torch.bincount(y)
+        self.register_buffer("weights", len(y) / (len(counts) * counts))
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return J, a mean over samples whatever their classes, so that micro-batches add up."""
+        return (F.cross_entropy(logits, y, reduction="none") * self.weights[y]).mean()
+
+
+def recipe(
+    name: str = "Australian",
+    data: Path | None = None,
+    epochs: int = 60,
+    steps: int = 4000,
+    batch_size: int = 128,
+    width: int = 256,
+    lr: float = 2e-3,
+    weight_decay: float = 0.1,
+    dropout: float = 0.3,
+    mixup: float = 0.2,
+    decay: float = 0.99,
+) -> Recipe:
+    """Classify the rows of a table; the metric is balanced accuracy, the mean of the classes' accuracies.
+
+    Args:
+        name: the table, a folder below ``tabular`` in the folder of data.
+        data: folder of data, by default FRAMEWORK_DATA or a cache folder.
+        epochs: passes over the training part at most.
+        steps: optimizer steps at which to end large tables sooner, after 3 epochs at least.
+        batch_size: rows an optimizer step.
+        width: units of each of the three hidden layers.
+        lr: highest learning rate of the one-cycle schedule.
+        weight_decay: decoupled decay of weights.
+        dropout: share of hidden units that are masked.
+        mixup: how evenly pairs of rows are mixed, see plugins/mixup.py.
+        decay: of the moving average of weights that is evaluated.
+    """
+    table, y, categorical = read_table(name, data)
+    train, val, test = split(table, y, categorical)
+    widths, classes = [train[0].shape[1], width, width, width], int(y.max()) + 1
+    layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    steps_an_epoch = -(-len(train[1]) // batch_size)
+    return Recipe(
+        model=nn.Sequential(*layers, nn.Linear(width, classes)),
+        data=Data(train, val, test, batch_size=batch_size, eval_batch_size=4096),
+        loss=BalancedCrossEntropy(train[1]),
+        metrics={"balanced_accuracy": MulticlassAccuracy(classes, average="macro")},
+        plugins=[
+            Mixup(mixup),
+            HiddenNoise("ReLU", kind="masking", rate=dropout),
+            WeightAverage(decay=decay),
+            Optimizer("AdamW", lr=lr, weight_decay=weight_decay),
+            Schedule("one_cycle"),
+        ],
+        trainer={"max_epochs": min(epochs, max(3, steps // steps_an_epoch))},
+        monitor="val/balanced_accuracy",
+        mode="max",
+    )
