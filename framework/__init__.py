@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from framework.batch import MixedTarget, Outcome
     from framework.data import Data
     from framework.errors import UserError
+    from framework.evaluate import predict, test, validate
     from framework.module import Core
     from framework.phase import Phase
     from framework.plugin import Plugin
     from framework.recipe import Recipe
-    from framework.run import Run, fit, predict, test, validate
+    from framework.run import Interrupted, Run, fit
     from framework.step import Step
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 _HOME = {
     "Core": "module",
     "Data": "data",
+    "Interrupted": "run",
     "MixedTarget": "batch",
     "Outcome": "batch",
     "Phase": "phase",
@@ -34,13 +36,14 @@ _HOME = {
     "Step": "step",
     "UserError": "errors",
     "fit": "run",
-    "predict": "run",
-    "test": "run",
-    "validate": "run",
+    "predict": "evaluate",
+    "test": "evaluate",
+    "validate": "evaluate",
 }
 __all__ = [
     "Core",
     "Data",
+    "Interrupted",
     "MixedTarget",
     "Outcome",
     "Phase",

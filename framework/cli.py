@@ -333,13 +333,13 @@ def _fit(path: str, order: Mapping[str, Any]) -> int:
 
 
 def _evaluated(command: str, path: str, order: Mapping[str, Any], out: str | None) -> int:
-    from framework import run
+    from framework import evaluate
     from framework.table import table
 
     if command == "predict":
-        _deliver(run.predict(path, **order), out)
+        _deliver(evaluate.predict(path, **order), out)
     else:
-        metrics = {"validate": run.validate, "test": run.test}[command](path, **order)
+        metrics = {"validate": evaluate.validate, "test": evaluate.test}[command](path, **order)
         print(table([[name, f"{value:.4f}"] for name, value in sorted(metrics.items())], ["metric", "value"]))
     return 0
 

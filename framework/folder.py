@@ -1,4 +1,4 @@
-"""A run's folder: ``<logs>/<recipe>/version_N`` with event files, checkpoints, a copy of the recipe and ``run.json``."""
+"""A run's folder, ``<logs>/<recipe>/version_N``: event files, checkpoints, a copy of the recipe, ``run.json``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning.utilities import rank_zero_only
 
 from framework.errors import UserError
 from framework.settings import plain
@@ -50,7 +52,9 @@ class RunFolder:
                 except FileExistsError:
                     number += 1
         except OSError as error:
-            raise UserError(f"logs={str(logs)!r}: cannot write there ({error.strerror}); choose another --logs") from error
+            raise UserError(
+                f"logs={str(logs)!r}: cannot write there ({error.strerror}); choose another --logs"
+            ) from error
         os.environ[_OF_RANKS] = str(path.absolute())
         return cls(path)
 
@@ -98,6 +102,7 @@ class RunFolder:
             raise UserError(f"{file} is no JSON: {error}") from error
         return dict(content)
 
+    @rank_zero_only
     def write(self, content: Mapping[str, Any]) -> None:
         """Replace ``run.json`` in one go, so that whoever reads it sees the old or the new one."""
         file = self.path / "run.json"
@@ -105,10 +110,12 @@ class RunFolder:
         draft.write_text(json.dumps(plain(content), indent=2) + "\n")
         draft.replace(file)
 
+    @rank_zero_only
     def update(self, **content: Any) -> None:
         """Replace entries of ``run.json``."""
         self.write({**self.read(), **content})
 
+    @rank_zero_only
     def copy_recipe(self, file: Path | None) -> None:
         """Keep a copy of the recipe's file."""
         if file is not None:

@@ -1,0 +1,108 @@
+"""Evaluation of finished runs: ``validate``, ``test`` and ``predict``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from framework.errors import UserError
+from framework.folder import RunFolder
+from framework.module import Core
+from framework.order import Additions, Order, Source
+from framework.quiet import quiet
+from framework.recipe import Recipe
+from framework.run import Run
+from framework.trainer import evaluating_trainer, one_line
+from framework.value import as_text
+
+
+def validate(recipe: Source | Run, **order: Any) -> dict[str, float]:
+    """Return the metrics on the validation part; see :func:`test` for the arguments."""
+    return _evaluate("validate", recipe, **order)
+
+
+def test(recipe: Source | Run, **order: Any) -> dict[str, float]:
+    """Return the metrics on the test part.
+
+    Args:
+        recipe: a :class:`Run`, evaluated with the parameters that it handed back, or what :func:`fit` takes.
+        **order: ``ckpt``: ``"best"`` (default), ``"last"`` or a path; ``run``: the run's folder, by default the newest
+            of that recipe in ``logs``; and ``seed``, ``parameters``, ``trainer``, ``settings``, ``with_``, ``without``,
+            ``logs`` as for :func:`framework.fit`, by default those of the run.
+
+    Raises:
+        UserError: where there is no such run, checkpoint or data part.
+    """
+    return _evaluate("test", recipe, **order)
+
+
+def predict(recipe: Source | Run, **order: Any) -> Any:
+    """Return the network's outputs on the test part, joined where they are tensors; arguments as for :func:`test`."""
+    outputs = _evaluate("predict", recipe, **order)
+    if outputs and all(isinstance(output, torch.Tensor) for output in outputs):
+        return torch.cat(outputs)
+    return outputs
+
+
+def _evaluate(kind: str, recipe: Source | Run, **order: Any) -> Any:
+    if isinstance(recipe, Run):
+        if order:
+            raise UserError(f"{kind}(run): a finished run takes no further arguments; received {', '.join(order)}")
+        options = {**recipe.recipe.trainer}
+        return _ask(kind, recipe.core, recipe.recipe, options, None)
+    return _evaluate_folder(kind, recipe, **order)
+
+
+def _evaluate_folder(
+    kind: str,
+    source: Source,
+    *,
+    ckpt: str | Path = "best",
+    run: str | Path | None = None,
+    seed: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    with_: Additions = (),
+    without: Iterable[str] = (),
+    logs: str | Path = "lightning_logs",
+) -> Any:
+    name = Order(source, 0, None, None, None, (), ()).name
+    folder = RunFolder(Path(run)) if run is not None else RunFolder.newest(Path(logs), name)
+    record = folder.read()
+    order = Order(
+        source,
+        record["seed"] if seed is None else seed,
+        {**record["parameters"], **(parameters or {})},
+        trainer,
+        {**as_text(record["settings"]), **(settings or {})},
+        [*((name, as_text(given)) for name, given in record["with"]), *with_],
+        [*record["without"], *without],
+    )
+    built = order.build()
+    core = built.make_core(order.seed, order.options(built))
+    path = folder.checkpoint(str(ckpt))
+    result = _ask(kind, core, built, order.options(built), path)
+    if kind != "predict":
+        folder.update(**{kind: {"ckpt": str(ckpt), **result}})
+    return result
+
+
+def _ask(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path: Path | None) -> Any:
+    trainer = evaluating_trainer(recipe, options)
+    with quiet():
+        try:
+            if kind == "predict":
+                return trainer.predict(core, ckpt_path=path)
+            ask = trainer.validate if kind == "validate" else trainer.test
+            ask(core, ckpt_path=path, verbose=False)
+        except MisconfigurationException as error:
+            raise UserError(one_line(error)) from error
+        finally:
+            core.close_loaders()
+            core.leave_evaluation()
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}

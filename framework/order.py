@@ -1,0 +1,96 @@
+"""An order to train or evaluate: a recipe, how to build it anew, and the edits to it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from framework.edit_recipe import apply_edits
+from framework.errors import UserError
+from framework.load import build_recipe, load_recipe, plugins_defined_by
+from framework.recipe import Recipe, check_trainer_options
+
+Source = Recipe | Callable[..., Recipe] | str | Path
+Additions = Iterable[tuple[str, Mapping[str, Any]]]
+
+
+class Order:
+    """A recipe, the run's seed, and what is changed in it from outside.
+
+    Args:
+        source: path of a recipe file, a function that returns a recipe, or a recipe.
+        seed: the run's seed.
+        parameters: parameters of the recipe function.
+        trainer: options of Lightning's ``Trainer``, on top of the recipe's.
+        settings: settings of plugins to change, ``{"plugin.field": value}``.
+        with_: plugins to add, ``(name, settings)``.
+        without: names of plugins to leave out.
+
+    Raises:
+        UserError: where one of them is wrong.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        seed: int,
+        parameters: Mapping[str, Any] | None,
+        trainer: Mapping[str, Any] | None,
+        settings: Mapping[str, Any] | None,
+        with_: Additions,
+        without: Iterable[str],
+    ) -> None:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2**32 - 1")
+        self.seed = seed
+        self.parameters = dict(parameters or {})
+        self.trainer = dict(trainer or {})
+        self.settings = dict(settings or {})
+        self.additions = [(name, dict(given)) for name, given in with_]
+        self.without = list(without)
+        check_trainer_options(self.trainer)
+        self.file = Path(source) if isinstance(source, str | Path) else None
+        self._given = source if isinstance(source, Recipe) else None
+        self._pristine: Recipe | None = None
+        if self._given is not None:
+            if self.parameters:
+                raise UserError("parameters are for a recipe file or function; this recipe is built already")
+            self._factory: Callable[..., Recipe] | None = None
+            self.name = "recipe"
+        else:
+            self._factory = load_recipe(self.file) if self.file is not None else source  # type: ignore[assignment]
+            name = getattr(self._factory, "__name__", "recipe")
+            module = getattr(self._factory, "__module__", "recipe").rpartition(".")[2]
+            self.name = self.file.stem if self.file is not None else module if name == "recipe" else name
+
+    def build(self) -> Recipe:
+        """Return the recipe with the edits applied; a fresh one at every call."""
+        pl.seed_everything(self.seed, verbose=False)
+        if self._factory is not None:
+            recipe = build_recipe(self._factory, self.parameters)
+        else:
+            assert self._given is not None
+            # the first build trains the user's own model; later ones start from what it was
+            recipe = self._given if self._pristine is None else copy.deepcopy(self._pristine)
+            self._pristine = self._pristine or copy.deepcopy(self._given)
+        local = plugins_defined_by(self._factory) if self._factory is not None else None
+        return apply_edits(recipe, self.settings, self.additions, self.without, local=local)
+
+    def options(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the Trainer's options: the recipe's, then what was ordered on top."""
+        return {**recipe.trainer, **self.trainer}
+
+    def record(self) -> dict[str, Any]:
+        """Return what it takes to give the same order again, as plain data."""
+        return {
+            "parameters": self.parameters,
+            "trainer": self.trainer,
+            "settings": self.settings,
+            "with": self.additions,
+            "without": self.without,
+            "seed": self.seed,
+        }
