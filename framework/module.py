@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,14 @@ from framework.recorder import Entry, Recorder
 from framework.relations import check_relations
 from framework.step import Step
 from framework.update import Update
+
+# what Lightning asks of modules that it steps itself, and what to use in its place
+_NOT_ASKED = {
+    "optimizer_step": "write a plugin with make_optimizer",
+    "optimizer_zero_grad": "write a plugin with transform_gradients",
+    "configure_gradient_clipping": "write a plugin with clip_gradients",
+    "lr_scheduler_step": "write a plugin with make_scheduler",
+}
 
 
 class Core(pl.LightningModule):
@@ -96,6 +105,17 @@ class Core(pl.LightningModule):
         # kept out of nn.Module's registry: the compiled network shares the model's parameters
         object.__setattr__(self, "_network", self.model)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name, instead in _NOT_ASKED.items():
+            if name in vars(cls):
+                raise TypeError(f"{cls.__name__}.{name} would never be asked, since the core steps by hand: {instead}")
+        if "window" not in inspect.signature(cls.training_step).parameters:
+            raise TypeError(
+                f"{cls.__name__}.training_step: the core's own makes the whole step, for (self, window, batch_idx);"
+                " override compute_loss(self, batch) for another objective"
+            )
+
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning sets this name some 44 times a step; nn.Module's own __setattr__ made it 15 to 20 % of a small step
         if name == "_current_fx_name":
@@ -161,13 +181,24 @@ class Core(pl.LightningModule):
         """Attach the plugins, before weights and states are restored."""
         self.attach_plugins()
 
-    def configure_optimizers(self) -> Any:
-        """Ask the plugins for groups, optimizer and scheduler; the default is AdamW without decay."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups as the plugins make them, ``"params"`` being pairs with names."""
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if not named:
             raise UserError(f"{type(self.model).__name__} has no parameter that requires a gradient: nothing to train")
-        groups = self.answers.fold("group_parameters", [{"params": named}])
-        groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups if group["params"]]
+        inside = set(self.model.parameters())
+        beside = [name for name, p in self.named_parameters() if p.requires_grad and p not in inside]
+        if beside:
+            raise UserError(
+                f"{type(self).__name__}: {', '.join(beside)} would never be trained, not being part of the network; make"
+                " it part of Recipe(model=...), or freeze it by requires_grad_(False)"
+            )
+        groups: list[dict[str, Any]] = self.answers.fold("group_parameters", [{"params": named}])
+        return [group for group in groups if group["params"]]
+
+    def configure_optimizers(self) -> Any:
+        """Ask the plugins for groups, optimizer and scheduler; the default is AdamW without decay."""
+        groups = [{**group, "params": [p for _, p in group["params"]]} for group in self.parameter_groups()]
         optimizer = self.answers.sole("make_optimizer", groups)
         if optimizer is None:
             optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
@@ -196,6 +227,8 @@ class Core(pl.LightningModule):
             world=trainer.world_size,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
+        if trainer.overfit_batches:
+            del loader.sampler  # where it finds none, Lightning never moves on from the order of the first epoch
         return loader
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -261,7 +294,7 @@ class Core(pl.LightningModule):
         if isinstance(loader, TrainLoader):
             # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts it ready
             done = trainer.fit_loop.epoch_loop.batch_progress.current.processed if trainer.fit_loop.restarting else 0
-            loader.epoch, loader.start = trainer.current_epoch, done
+            loader.epoch, loader.start = 0 if trainer.overfit_batches else trainer.current_epoch, done
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch."""

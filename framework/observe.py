@@ -59,8 +59,8 @@ class _Hook:
         if isinstance(output, tuple) and isinstance(output[0], Tensor):
             return (self._fold(output[0]), *output[1:])
         raise UserError(
-            f"layer {self._layer!r} returns a {type(output).__name__}, of which no plugin can see the activation; choose a"
-            " layer that returns a tensor, or a tuple that begins with one"
+            f"layer {self._layer!r} returns a {type(output).__name__}, in which no plugin can see an activation; choose"
+            " a layer that returns a tensor, or a tuple that begins with one"
         )
 
     def _fold(self, x: Tensor) -> Tensor:

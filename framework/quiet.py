@@ -23,6 +23,8 @@ _MESSAGES = (
     r"^Loading `train_dataloader` to estimate number of stepping batches",
     # the table at the end says how far the run went; "No training batches" stays
     r"^`Trainer\.fit` stopped: `max_(epochs|steps)=",
+    # the table at the end says where a run that Ctrl-C ended lies; of an error this tells more, and stays
+    r"^An KeyboardInterrupt was raised with message: *, saved checkpoint to",
     # repeats the option that was given
     r"^Using (bfloat16|16bit) Automatic Mixed Precision",
     # the commands name their checkpoint
@@ -41,6 +43,8 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"Total length of `list` across ranks is zero", UserWarning),
     # the recorder reduces over ranks before it hands on; other tags are the user's own
     (r"It is recommended to use `self\.log\('(train|val|test|gap|penalty)/.*sync_dist=True", UserWarning),
+    # the core keeps checkpoints after the update by intent
+    (r"Using ModelCheckpoint with manual optimization and every_n_train_steps", UserWarning),
     # a further phase of a run goes on in the run's own folder, which nothing else writes to
     (r"Checkpoint directory .*version_\d+.checkpoints exists and is not empty", UserWarning),
 )

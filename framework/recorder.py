@@ -188,7 +188,8 @@ class Recorder:
 
     def _give(self, metrics: Mapping[str, float]) -> None:
         """Give metrics to callbacks that monitor them."""
-        self._core.log_dict(dict(metrics), logger=False)
+        if not self._core.trainer.barebones:
+            self._core.log_dict(dict(metrics), logger=False)
         self.latest.update(metrics)
 
     def _remember(self, metrics: Mapping[str, float]) -> None:
