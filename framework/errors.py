@@ -14,6 +14,12 @@ class UserError(Exception):
     """
 
 
+class NonFiniteError(UserError):
+    """The objective turned infinite or not a number."""
+
+    ADVICE = "lower the learning rate, clip gradients (Optimizer(clip_norm=1.0)), or look at the batch"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``word``, else the list of known names.
 

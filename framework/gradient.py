@@ -15,14 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from framework.batch import Outcome, size_of
 from framework.data import Window
-from framework.errors import UserError
+from framework.errors import NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from framework.module import Core
-
-
-class NonFiniteError(UserError):
-    """The objective turned infinite or not a number."""
 
 
 class Gradient:
@@ -169,8 +165,7 @@ class Gradient:
         if (loss.device.type == "cpu" or core.at.logged) and not math.isfinite(objective.item()):
             name = next((tag for tag, term in terms.items() if not math.isfinite(term.item())), "objective")
             raise NonFiniteError(
-                f"step {core.at.index}: {name} is {terms.get(name, objective).item()}; lower the learning rate, clip"
-                " gradients (Optimizer(clip_norm=1.0)), or look at the batch"
+                f"step {core.at.index}: {name} is {terms.get(name, objective).item()}; {NonFiniteError.ADVICE}"
             )
         return objective
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.batch import Outcome
+from framework.errors import NonFiniteError, UserError
 from framework.meter import Meter, scalars
 from framework.step import Step
 
@@ -138,6 +140,9 @@ class Recorder:
     def end_epoch(self) -> None:
         """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
         self._read()
+        for tag, (total, _) in self._epoch.items():  # single steps on an accelerator are not looked at
+            if not math.isfinite(total):
+                raise NonFiniteError(f"epoch {self._core.at.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")
         self._show()
         metrics = self._compute("train")
         self.log(metrics)
@@ -180,7 +185,11 @@ class Recorder:
         values: dict[str, float] = {}
         for name, metric in self._metrics[stage].items():
             if metric.update_called:
-                values[f"{stage}/{name}"] = float(metric.compute())
+                value = metric.compute()
+                if not isinstance(value, Tensor) or value.numel() != 1:
+                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise UserError(f"metric {name!r} gives shape {shape}, not one number; let it average over classes")
+                values[f"{stage}/{name}"] = float(value)
                 metric.reset()
         return values
 

@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from framework.batch import Outcome, input_of, target_of
 from framework.data import Data
-from framework.errors import UserError
-from framework.gradient import NonFiniteError, named_terms
+from framework.errors import NonFiniteError, UserError
+from framework.gradient import named_terms
 from framework.module import Core
 from framework.plugin import Plugin
 
