@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -138,6 +139,19 @@ class ActivationSparsity(Plugin):
     rho: OpenRate = 0.05
     k: PositiveInt | Share | None = None
     threshold: NonNegative = 0.0
+
+    examples = (
+        {"alpha": 0.01},
+        {"alpha": 0.1, "layers": "Sigmoid", "kind": "kl"},
+        {"kind": "k_winners", "k": 0.25},
+    )
+    absent = ({"alpha": 0.0}, {"alpha": 0.0}, {"k": 1.0})
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what a rate over a micro-batch, and a part of the network, cannot hold."""
+        if self.kind == "kl":
+            return dict.fromkeys(("micro", "ranks"), "mean activations are over one micro-batch of one rank")
+        return {"eval": "k_winners is a part of the network"} if self.kind == "k_winners" else {}
 
     def check(self) -> None:
         """Refuse a strength that the kind does not read, and a kind without its strength."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -31,7 +32,8 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
         reference: logits a, ``(samples, classes, …)``.
         logits: logits b, shaped alike.
     """
-    p, q = F.log_softmax(reference.float(), dim=1), F.log_softmax(logits.float(), dim=1)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    p, q = F.log_softmax(reference, dim=1, dtype=wide), F.log_softmax(logits, dim=1, dtype=wide)
     return F.kl_div(q, p, reduction="sum", log_target=True) / len(p)
 
 
@@ -79,6 +81,14 @@ class Adversarial(Plugin):
     xi: Positive = 1e-3
     iterations: PositiveInt = 1
 
+    examples = ({"eps": 0.1, "kind": "fgsm"}, {"eps": 2.0, "kind": "vat"})
+    absent = ({"alpha": 0.0},)
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what a direction that counts as constant cannot hold."""
+        reason = "the direction counts as constant, though it follows the weights"
+        return {"gradcheck": reason} if self.kind == "vat" else {}
+
     def attach(self, core: Core) -> None:
         """Keep the core, which evaluates."""
         self.core_ = core
@@ -89,7 +99,9 @@ class Adversarial(Plugin):
             return None
         x = input_of(step.batch)
         if not x.is_floating_point():
-            raise UserError(f"{self.name}: inputs are {x.dtype}, and only floating-point inputs can be moved by a gradient")
+            raise UserError(
+                f"{self.name}: inputs are {x.dtype}, and only floating-point inputs can be moved by a gradient"
+            )
         return self.alpha * (self._fgsm(x, step) if self.kind == "fgsm" else self._vat(x, step))
 
     def _fgsm(self, x: Tensor, step: Step) -> Tensor:
@@ -98,7 +110,9 @@ class Adversarial(Plugin):
         if loss is None:
             return x.new_zeros(())
         (gradient,) = torch.autograd.grad(loss, moved)
-        adversarial = self.core_.again.evaluate(replace(step.batch, input=x + fast_gradient_sign(gradient, self.eps))).loss
+        adversarial = self.core_.again.evaluate(
+            replace(step.batch, input=x + fast_gradient_sign(gradient, self.eps))
+        ).loss
         return x.new_zeros(()) if adversarial is None else adversarial
 
     def _vat(self, x: Tensor, step: Step) -> Tensor:
@@ -115,5 +129,7 @@ class Adversarial(Plugin):
     def _logits(self, x: Tensor, step: Step) -> Tensor:
         prediction = self.core_.again.evaluate(replace(step.batch, input=x), full_precision=True).prediction
         if not isinstance(prediction, Tensor) or prediction.ndim < 2:
-            raise UserError(f"{self.name}: kind='vat' needs predictions of shape (samples, classes, …); use kind='fgsm'")
+            raise UserError(
+                f"{self.name}: kind='vat' needs predictions of shape (samples, classes, …); use kind='fgsm'"
+            )
         return prediction

@@ -20,7 +20,7 @@ from framework.batch import input_of, replace
 from framework.errors import UserError
 from framework.plugin import Plugin
 from framework.step import Step
-from framework.transforms import Draws
+from framework.transforms import Draws, RandomCrop, RandomFlip
 
 # albumentations opens a connection to look for a newer release when it is imported, unless told not to
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -164,6 +164,9 @@ class Augmentation(Plugin):
 
     sample: Callable[..., Any] | None = None
     batch: Sequence[Callable[..., Tensor]] = ()
+
+    examples = ({"batch": (RandomFlip(), RandomCrop(2))}, {"sample": nn.functional.dropout})
+    absent = ({"batch": ()}, {"sample": None})
 
     def check(self) -> None:
         """Refuse callables that take other arguments."""

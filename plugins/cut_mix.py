@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -105,6 +106,13 @@ class CutMix(Plugin):
 
     alpha: NonNegative = 1.0
     probability: Probability = 1.0
+
+    examples = ({},)
+    absent = ({"alpha": 0.0},)
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what partners from one micro-batch cannot hold."""
+        return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
         """Return the batch with a box of its images permuted."""

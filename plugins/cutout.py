@@ -46,6 +46,9 @@ class Cutout(Plugin):
     size: Size
     probability: Probability = 1.0
 
+    examples = ({"size": 4}, {"size": 3, "probability": 0.5})
+    absent = ({"size": 0}, {"probability": 0.0})
+
     def transform_batch(self, batch: Any, step: Step) -> Any:
         """Return the batch with a square of zeros in each image."""
         if not (self.size and self.probability):

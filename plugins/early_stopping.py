@@ -114,6 +114,8 @@ class EarlyStopping(Plugin):
     stopping_threshold: float | None = None
     divergence_threshold: float | None = None
 
+    examples = ({"patience": 1, "min_delta": 10.0},)
+
     def attach(self, core: Core) -> None:
         """Start with nothing seen."""
         self.rule_ = _Rule(

@@ -63,6 +63,13 @@ class HiddenNoise(Plugin):
     kind: NoiseKind = "gaussian"
     rate: Rate | None = None
 
+    examples = (
+        {"layers": "ReLU", "std": 0.3},
+        {"layers": "Sigmoid", "std": 0.5, "kind": "multiplicative"},
+        {"layers": ["Embedding", "LSTM"], "kind": "masking", "rate": 0.3, "in": "tokens"},
+    )
+    absent = ({"std": 0.0}, {"std": 0.0}, {"rate": 0.0})
+
     def check(self) -> None:
         """Refuse masking without a rate, and a rate without masking."""
         check_rate("HiddenNoise", self.kind, self.rate)

@@ -56,6 +56,9 @@ class InputNoise(Plugin):
     kind: NoiseKind = "gaussian"
     rate: Rate | None = None
 
+    examples = ({"std": 0.3}, {"std": 0.5, "kind": "multiplicative"}, {"kind": "masking", "rate": 0.3})
+    absent = ({"std": 0.0}, {"std": 0.0}, {"rate": 0.0})
+
     def check(self) -> None:
         """Refuse masking without a rate, and a rate without masking."""
         check_rate("InputNoise", self.kind, self.rate)

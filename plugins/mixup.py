@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -68,6 +69,13 @@ class Mixup(Plugin):
 
     alpha: NonNegative = 0.2
     probability: Probability = 1.0
+
+    examples = ({"alpha": 1.0},)
+    absent = ({"alpha": 0.0},)
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what partners from one micro-batch cannot hold."""
+        return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
         """Return the batch mixed with a permutation of itself."""

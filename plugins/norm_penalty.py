@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -203,6 +203,20 @@ class NormPenalty(Plugin):
     weights: Patterns = "*"
     biases: bool = False
     scale: NonNegative = 1.0
+
+    examples = (
+        {"alpha": 0.1},
+        {"alpha": {"conv*": 0.05, "*": 0.02}, "p": 1},
+        {"alpha": 0.05, "l1_ratio": 0.5, "biases": True},
+        {"alpha": 0.05, "groups": "rows"},
+        {"alpha": 0.5, "around": "start"},
+        {"alpha": 0.02, "p": 1, "proximal": True},
+    )
+    absent = ({"alpha": 0.0},)
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what a proximal step cannot hold."""
+        return {"slope": "the proximal step takes the place of the gradient"} if self.proximal else {}
 
     def check(self) -> None:
         """Refuse settings that contradict one another."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import UserError, did_you_mean
+from framework.muon import Muon
 from framework.patterns import Patterns, is_weight, select_weights
 from framework.plugin import Plugin
 from framework.settings import NonNegative, Positive
-from framework.muon import Muon
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -145,6 +145,21 @@ class Optimizer(Plugin):
     fused: bool | None = None
     clip_norm: Positive | None = None
     clip_value: Positive | None = None
+
+    examples = (
+        {"lr": 0.01, "weight_decay": 0.1},
+        {"cls": "SGD", "lr": 0.1, "groups": {"head": {"lr_scale": 2.0}}, "clip_norm": 0.1},
+        {"cls": "Muon", "lr": 0.01},
+        {"cls": "LBFGS", "lr": 0.1, "options": {"max_iter": 2}},
+    )
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what an optimizer that evaluates the objective itself cannot hold."""
+        closure = inspect.signature(optimizer_class(self.cls).step).parameters.get("closure")
+        if closure is None or closure.default is not inspect.Parameter.empty:
+            return {}
+        reason = "it evaluates the objective several times a step, each time at weights it moved to"
+        return dict.fromkeys(("undone", "norms"), reason)
 
     def check(self) -> None:
         """Check the options against the class's signature, and what excludes one another."""

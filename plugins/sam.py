@@ -12,7 +12,9 @@ from framework.patterns import Patterns, select_weights
 from framework.settings import NonNegative
 
 
-def ascent(weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool, eta: float) -> list[Tensor]:
+def ascent(
+    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool, eta: float
+) -> list[Tensor]:
     r"""Return the step to the worst weights nearby, to first order.
 
     .. math::
@@ -74,6 +76,9 @@ class SAM(Plugin):
     adaptive: bool = False
     eta: NonNegative = 0.01
     weights: Patterns = "*"
+
+    examples = ({"rho": 0.5}, {"rho": 2.0, "adaptive": True})
+    absent = ({"rho": 0.0},)
 
     def attach(self, core: Core) -> None:
         """Find the weights to perturb, biases and norm gains included."""

@@ -159,6 +159,13 @@ class Schedule(Plugin):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     interval: Literal["step", "epoch"] = "step"
 
+    examples = (
+        {"kind": "cosine", "warmup": 2},
+        {"kind": "multi_step", "milestones": [1], "interval": "epoch"},
+        {"kind": "plateau", "options": {"patience": 0, "threshold": 1.0}},
+    )
+    absent = ({"kind": "constant", "warmup": 0}, {"kind": "constant", "milestones": ()}, None)
+
     def check(self) -> None:
         """Refuse settings that the kind needs and lacks, or has and does not read."""
         cls = scheduler_class(self.kind)

@@ -84,6 +84,9 @@ class StrengthSchedule(Plugin):
     begin: Span = 0.0
     until: Span = 1.0
 
+    examples = ({"strength": "norm_penalty.alpha", "start": 0.0, "with": {"norm_penalty": {"alpha": 0.2}}},)
+    absent = ({"start": 0.2},)
+
     def check(self) -> None:
         """Refuse a way that leads nowhere."""
         if self.strength.count(".") != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -78,6 +78,12 @@ class WeightAverage(Plugin):
     every: PositiveInt = 1
     batches: PositiveInt = 32
 
+    examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2})
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what an average of the weights is there for."""
+        return {"eval": "the average is evaluated"}
+
     def attach(self, core: Core) -> None:
         """Find the weights, each once though it be tied."""
         self.names_ = [name for name, p in core.model.named_parameters() if p.requires_grad]
@@ -94,7 +100,9 @@ class WeightAverage(Plugin):
             self.averages_ = [weight.clone() for weight in weights]
         else:
             t = self.updates_
-            average_(self.averages_, weights, exponential_share(t, self.decay) if self.kind == "ema" else equal_share(t))
+            average_(
+                self.averages_, weights, exponential_share(t, self.decay) if self.kind == "ema" else equal_share(t)
+            )
         self.updates_ += 1
 
     def evaluation_weights(self, core: Core) -> AbstractContextManager[None] | None:
@@ -103,7 +111,9 @@ class WeightAverage(Plugin):
 
     @contextmanager
     def _swapped(self, core: Core) -> Iterator[None]:
-        norms = [m for m in core.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+        norms = [
+            m for m in core.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
         statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         with core.edits.nested():
             with torch.inference_mode(False), torch.no_grad():
@@ -120,9 +130,13 @@ class WeightAverage(Plugin):
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for a plain mean
         core.model.train()
+        devices = [core.device] if core.device.type == "cuda" else []
         try:
-            for batch in core.training_batches(self.batches):
-                core(input_of(batch))
+            # dropout draws here too: the same for the same average, and none of anybody else's draws
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(core.at.stream(self.name).key(self.updates_) >> 1)
+                for batch in core.training_batches(self.batches):
+                    core(input_of(batch))
         finally:
             core.model.train(training)
             for norm, momentum in zip(norms, momenta, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -92,6 +93,22 @@ class WeightNoise(Plugin):
     weights: Patterns = "*"
     fresh: Literal["step", "sequence"] = "step"
     biases: bool = False
+
+    examples = (
+        {"std": 0.1},
+        {"std": 0.3, "kind": "relative", "biases": True},
+        {"std": 0.1, "weights": "LSTM", "fresh": "sequence", "in": "tokens"},
+    )
+    absent = ({"std": 0.0},)
+
+    def limits(self) -> Mapping[str, str]:
+        """Tell what a draw for each micro-batch, and noise that follows the weight, cannot hold."""
+        limits = {}
+        if self.fresh == "sequence":
+            limits |= dict.fromkeys(("micro", "ranks"), "fresh='sequence' draws for each micro-batch of each rank")
+        if self.kind == "relative":
+            limits["gradcheck"] = "the size of relative noise counts as given, though it follows the weight"
+        return limits
 
     def attach(self, core: Core) -> None:
         """Choose the weights."""
