@@ -250,7 +250,8 @@ class Core(pl.LightningModule):
         windows = data.train_loader(seed=self.seed, transforms=transforms)
         windows.set_epoch(self.at.epoch)
         for window in itertools.islice(windows, limit):
-            yield self.transfer_batch_to_device(window.batches[0], self.device, 0)
+            batch = self.trainer.precision_plugin.convert_input(window.batches[0])
+            yield self.transfer_batch_to_device(batch, self.device, 0)
 
     def _eval_loader(self, part: str) -> EvalLoader:
         self.close_loaders(part)

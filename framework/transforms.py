@@ -43,7 +43,8 @@ class Draws:
 
     def uniform(self, x: Tensor, numbers: int) -> Tensor:
         """Return ``(samples, numbers)`` draws from [0, 1) in float32, for the samples of ``x``."""
-        return self._step.uniform(self._plugin, torch.empty(len(x), numbers, device=x.device), self._next())
+        like = torch.empty(len(x), numbers, device=x.device, dtype=torch.float32)
+        return self._step.uniform(self._plugin, like, self._next())
 
     def normal(self, x: Tensor) -> Tensor:
         r"""Return draws from :math:`\mathcal N(0, 1)` with the shape and type of ``x``."""
