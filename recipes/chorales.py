@@ -77,8 +77,8 @@ def recipe(
     batch_size: int = 8,
     width: int = 300,
     lr: float = 1e-2,
-    weight_noise: float = 0.1,
-    dropout: float = 0.0,
+    weight_noise: float = 0.075,
+    dropout: float = 0.3,
     decay: float = 0.995,
 ) -> Recipe:
     """Model the JSB chorales; the loss is the negative log-likelihood a frame.
