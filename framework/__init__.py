@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from framework.data import Data
     from framework.errors import UserError
     from framework.evaluate import predict, test, validate
+    from framework.finding import Finding, LintWarning
     from framework.module import Core
     from framework.phase import Phase
     from framework.plugin import Plugin
@@ -26,6 +27,8 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 _HOME = {
     "Core": "module",
     "Data": "data",
+    "Finding": "finding",
+    "LintWarning": "finding",
     "Interrupted": "run",
     "MixedTarget": "batch",
     "Outcome": "batch",
@@ -43,7 +46,9 @@ _HOME = {
 __all__ = [
     "Core",
     "Data",
+    "Finding",
     "Interrupted",
+    "LintWarning",
     "MixedTarget",
     "Outcome",
     "Phase",

@@ -10,6 +10,7 @@ from torch import nn
 from framework.data import length_of
 from framework.edit_recipe import name_of
 from framework.hooks import HOOK_POINTS, RULES
+from framework.lint import lint
 from framework.plugin import Plugin, overrides
 from framework.relations import check_relations, relations_of
 from framework.table import paragraph, table
@@ -17,6 +18,7 @@ from framework.table import paragraph, table
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
 
+    from framework.module import Core
     from framework.recipe import Recipe
 
 
@@ -37,7 +39,9 @@ def explain(recipe: Recipe) -> str:
         _listed("Declared relations", _relations(plugins)),
     ]
     # the network as the plugins meet it: patterns that match nothing show before training
-    recipe.make_core(0, recipe.trainer).attach_plugins()
+    core = recipe.make_core(0, recipe.trainer)
+    core.attach_plugins()
+    parts.append(_listed("Findings", _findings(recipe, core)))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -123,6 +127,11 @@ def _relations(plugins: Sequence[Plugin]) -> list[list[str]]:
         for plugin in plugins
         for kind, other, reason in relations_of(plugin)
     ]
+
+
+def _findings(recipe: Recipe, core: Core) -> list[list[str]]:
+    found = lint(recipe, core, recipe.trainer)
+    return [[one.severity, one.about, one.message] for one in found] or [["none: nothing is wrong or odd"]]
 
 
 def _listed(title: str, rows: list[list[str]]) -> str:

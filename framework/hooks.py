@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-Rule = Literal["fold", "sum", "nest", "sole", "any", "notify"]
+Rule = Literal["fold", "sum", "nest", "sole", "any", "notify", "collect"]
 
 RULES: dict[Rule, str] = {
     "fold": "each gets what the one before it returned",
@@ -14,6 +14,7 @@ RULES: dict[Rule, str] = {
     "sole": "one may answer; two answers are an error; none gives the default",
     "any": "one yes is enough",
     "notify": "all are told, in order",
+    "collect": "all that is told is shown together",
 }
 
 
@@ -35,7 +36,8 @@ class HookPoint:
 HOOK_POINTS: tuple[HookPoint, ...] = (
     HookPoint("prepare_model", "fold", "once, before the optimizer exists and before compile"),
     HookPoint("attach", "notify", "once, when the model is ready: patterns are resolved here"),
-    HookPoint("group_parameters", "fold", "once, before the optimizer is made"),
+    HookPoint("lint", "collect", "once, before training: what is wrong or odd about the recipe"),
+    HookPoint("group_parameters", "fold", "before the optimizer is made, and for lint"),
     HookPoint("make_optimizer", "sole", "once"),
     HookPoint("make_scheduler", "sole", "once, after the optimizer"),
     HookPoint("transform_sample", "fold", "each training sample, in the loader's workers"),

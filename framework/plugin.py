@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
@@ -19,8 +19,10 @@ from framework.hooks import HOOKS
 from framework.settings import check_settings, settings_of
 
 if TYPE_CHECKING:
+    from framework.finding import Finding
     from framework.module import Core
     from framework.phase import Phase
+    from framework.plan import Plan
     from framework.step import Step
 
 Relations = Mapping[str, str]
@@ -38,6 +40,7 @@ class Plugin(Callback):
     .. code-block:: text
 
         model     = fold(prepare_model)                        notify(attach)
+        findings  = collect(lint)                              # an error among them ends it here
         groups    = fold(group_parameters)
         optimizer = sole(make_optimizer)                       scheduler = sole(make_scheduler)
         for epoch in range(max_epochs):
@@ -71,6 +74,10 @@ class Plugin(Callback):
     **Relations** name other plugin classes and say why: ``before`` and ``after`` (order in the recipe), ``requires``
     and ``conflicts``. They are checked before training.
 
+    **Facts** are what plugins tell about themselves for others to know without knowing them: ``mixes_targets`` (makes a
+    :class:`framework.MixedTarget`), ``read_once`` (settings that are read before the first step and never again),
+    :attr:`moves` and :attr:`needs_until`. :mod:`framework.lint` and the plugins' own :meth:`lint` go by them.
+
     **Examples** are settings that :mod:`framework.testing` checks the class with: ``examples`` lists some strong enough
     to show, and ``absent`` what to put over each of them (a single one: over all) so that the plugin is to equal its
     absence, None where nothing does. An example may also say ``"in"``, the task (``"images"`` or ``"tokens"``), and
@@ -99,6 +106,9 @@ class Plugin(Callback):
     requires: ClassVar[Relations] = {}
     conflicts: ClassVar[Relations] = {}
 
+    mixes_targets: ClassVar[bool] = False
+    read_once: ClassVar[Collection[str]] = ()
+
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
     absent: ClassVar[Sequence[Mapping[str, Any] | None]] = ()
 
@@ -126,6 +136,16 @@ class Plugin(Callback):
         return True
 
     @property
+    def moves(self) -> Collection[str]:
+        """Settings of other plugins that this one moves during a run, as ``"<plugin>.<setting>"``."""
+        return ()
+
+    @property
+    def needs_until(self) -> float:
+        """The share of the run, 0 to 1, that it must reach for the plugin to have what it is for."""
+        return 0.0
+
+    @property
     def state_key(self) -> str:
         """The plugin's key in checkpoints."""
         return self.name
@@ -146,8 +166,17 @@ class Plugin(Callback):
         A plugin with :meth:`transform_activation` chooses its layers by ``core.observe(self, patterns)`` here.
         """
 
+    def lint(self, plan: Plan) -> Iterator[Finding]:
+        """Yield what is wrong or odd about the recipe, as far as this plugin can tell. Collect; after attach.
+
+        Args:
+            plan: what is known of the run: the core with all plugins, the decay of each weight, how long it will be,
+                and which metrics it will log.
+        """
+        yield from ()
+
     def group_parameters(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return parameter groups for the optimizer. Fold.
+        """Return parameter groups for the optimizer. Fold; asked for :meth:`lint` first, then for the optimizer.
 
         Args:
             groups: dictionaries with ``"params"``, a list of ``(name, parameter)`` pairs, and optimizer options.

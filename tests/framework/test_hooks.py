@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from framework.hooks import HOOK_POINTS, HOOKS, RULES
 from framework.plugin import Plugin
 
-NO_HOOKS = {"answers_at", "check", "describe", "settings", "state_key"}
+NO_HOOKS = {"answers_at", "check", "describe", "limits", "settings", "state_key"}
 
 
 def test_every_hook_point_is_a_documented_method_and_the_other_way_round() -> None:
