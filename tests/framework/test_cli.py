@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -319,20 +320,33 @@ def test_a_mistake_within_a_recipe_is_one_line(run: Callable[..., tuple[int, str
 
 
 def test_ctrl_c_ends_a_run_with_its_summary(recipe_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "framework", "fit", recipe_file, "--epochs", "100000", "--logs", tmp_path / "logs"]
+    # a network that takes its time: the signal finds the run in a forward, as it mostly does in life
+    slow = (
+        "class Slow(nn.Module):\n    def forward(self, x):\n        time.sleep(0.05)\n        return x\n\ndef recipe("
+    )
+    changed = RECIPE.replace("def recipe(", slow).replace("nn.Sequential(*layers", "nn.Sequential(Slow(), *layers")
+    recipe_file.write_text(f"import time\n{changed}")
     # a shell's background job ignores the signal, and its children inherit that
-    quiet_child = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    program = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-    program += "sys.argv[:] = sys.argv[1:]; runpy.run_module('framework', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", program, "framework", *map(str, command[3:])]
-    with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "CI": "1"}, **quiet_child) as child:
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    program += "from framework.cli import main; sys.exit(main())"
+    flags = ["fit", str(recipe_file), "--epochs", "100000", "--logs", str(tmp_path / "logs")]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *flags],
+        cwd=ROOT,
+        env={**os.environ, "CI": "true"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
         assert child.stdout is not None
         for line in child.stdout:
             if line.startswith("epoch"):
+                time.sleep(0.1)
                 child.send_signal(signal.SIGINT)
                 break
-        out, err = child.communicate(timeout=60)
-    assert child.returncode == 130
+        out, err = child.communicate(timeout=120)
+    assert child.returncode == 130, err
     assert "toy_recipe: interrupted after" in out
     assert "Traceback" not in err
     assert record(tmp_path)["status"] == "interrupted"
