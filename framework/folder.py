@@ -38,7 +38,8 @@ class RunFolder:
         Raises:
             UserError: where the folder cannot be written.
         """
-        if "LOCAL_RANK" in os.environ and _OF_RANKS in os.environ:
+        # rank zero has LOCAL_RANK too, once it has launched others
+        if os.environ.get("LOCAL_RANK", "0") != "0" and _OF_RANKS in os.environ:
             return cls(Path(os.environ[_OF_RANKS]))
         parent = logs / name
         try:

@@ -63,6 +63,13 @@ class Recipe:
             raise UserError(f"Recipe(core={self.core!r}): must be framework.Core or a subclass of it")
         if self.mode not in ("min", "max"):
             raise UserError(f"Recipe(mode={self.mode!r}): must be 'min' or 'max'")
+        if isinstance(self.loss, type):
+            name = self.loss.__name__
+            raise UserError(f"Recipe(loss=...): received the class {name}; write {name}(), an instance of it")
+        if self.loss is not None and not callable(self.loss):
+            raise UserError(f"Recipe(loss={self.loss!r}): must be callable, loss(prediction, target)")
+        if not isinstance(self.plugins, (list, tuple)):
+            raise UserError(f"Recipe(plugins=...): must be a list; received {self.plugins!r}")
         for plugin in self.plugins:
             if not isinstance(plugin, Callback):
                 raise UserError(
@@ -80,7 +87,7 @@ class Recipe:
             seed: the run's seed.
             options: the Trainer's options, of which the core carries some out itself.
         """
-        accumulate = options.get("accumulate_grad_batches") or 1
+        accumulate = options.get("accumulate_grad_batches", 1)
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise UserError(f"trainer.accumulate_grad_batches={accumulate!r}: must be a whole number >= 1")
         return self.core(
