@@ -92,6 +92,16 @@ def train_once_more(folder: Path, core_of: Callable[..., Core]) -> None:
         trainer(enable_checkpointing=True, callbacks=[kept]).fit(core_of())
 
 
+def interrupt(folder: Path, core_of: Callable[..., Core]) -> None:
+    class Presses(pl.Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise KeyboardInterrupt
+
+    kept = ModelCheckpoint(folder, save_on_exception=True)
+    with pytest.raises(SystemExit):
+        trainer(enable_checkpointing=True, callbacks=[kept, Presses()]).fit(core_of())
+
+
 def train_among_ranks(folder: Path, core_of: Callable[..., Core]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
     try:
@@ -117,6 +127,7 @@ def train_among_ranks(folder: Path, core_of: Callable[..., Core]) -> None:
         (evaluate_a_checkpoint, "Loaded model weights from the checkpoint"),
         (evaluate_a_checkpoint, "callbacks used to create the checkpoint need to be provided"),
         (train_once_more, "exists and is not empty"),
+        (interrupt, "An KeyboardInterrupt was raised"),
         (train_among_ranks, "self.log('val/loss', ..., sync_dist=True)"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
@@ -199,6 +210,8 @@ def test_keeps_other_warnings_of_lightning(text: str) -> None:
     [
         "`Trainer.fit` stopped: No training batches.",
         "Restored all states from the checkpoint at a.ckpt",
+        "An RuntimeError was raised with message: out of memory, saved checkpoint to last.ckpt",
+        "Detected KeyboardInterrupt, attempting graceful shutdown ...",
         "Time limit reached. Elapsed time is 0:00:01. Signaling Trainer to stop.",
     ],
 )
