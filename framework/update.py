@@ -59,6 +59,9 @@ class Update:
         self._optimizer: Optimizer = trainer.optimizers[0]
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
+        if self._scaler is not None and hasattr(self._optimizer, "_step_supports_amp_scaling"):
+            # asked to skip its first step itself, the fused kernel of SGD leaves its momentum uninitialized
+            self._optimizer._step_supports_amp_scaling = False
         self._progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         self._schedules = trainer.lr_scheduler_configs
         closure = inspect.signature(self._optimizer.step).parameters.get("closure")

@@ -1,0 +1,61 @@
+"""Differences between the ends of two runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.testing.result import Failed
+
+Weights = Mapping[str, Tensor]
+
+
+def difference(a: Weights, b: Weights) -> float:
+    """Return the largest difference of any entry; infinite where names or shapes differ, or a number is none.
+
+    Example:
+        >>> difference({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 2.5])})
+        0.5
+    """
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return float("inf")
+    # in float64, so that the measure rounds nothing
+    gaps = [(a[name].double() - b[name].double()).abs().max() for name in a if a[name].numel()]
+    largest = float(torch.stack(gaps).max()) if gaps else 0.0
+    return largest if largest == largest else float("inf")
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Tell whether two states agree to the bit: tensors and numbers in mappings and sequences; NaN equals NaN.
+
+    Example:
+        >>> same_bits({"w": [torch.zeros(1)]}, {"w": [torch.zeros(1)]}), same_bits(1.0, 1.0 + 1e-15)
+        (True, False)
+    """
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if a.dtype != b.dtype or a.shape != b.shape:
+            return False
+        return bool(torch.equal(a.nan_to_num(), b.nan_to_num()) and torch.equal(a.isnan(), b.isnan()))
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same_bits(a[name], b[name]) for name in a)
+    if isinstance(a, Sequence) and isinstance(b, Sequence) and not isinstance(a, (str, bytes)):
+        return len(a) == len(b) and all(same_bits(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b) or (a != a and b != b)
+
+
+def demand_same_bits(a: Weights, b: Weights, what: str, *, excusable: bool = True) -> str:
+    """Return what was measured; raise :class:`Failed` where the weights differ in any bit."""
+    if not same_bits(dict(a), dict(b)):
+        raise Failed(f"{what}: largest difference {difference(a, b):.1e}", excusable=excusable)
+    return "the same bits"
+
+
+def demand_close(a: Weights, b: Weights, tolerance: float, what: str) -> str:
+    """Return the largest difference; raise :class:`Failed` where it exceeds the tolerance."""
+    gap = difference(a, b)
+    if not gap <= tolerance:
+        raise Failed(f"{what}: largest difference {gap:.1e}, tolerance {tolerance:.0e}")
+    return f"largest difference {gap:.1e}"

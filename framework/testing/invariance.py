@@ -1,0 +1,124 @@
+"""Checks that a run is the same however it is cut: into micro-batches, ranks, parts; and without the plugin at zero."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
+
+from framework.errors import UserError
+from framework.module import Core
+from framework.testing.case import Case
+from framework.testing.compare import Weights, demand_close, demand_same_bits, same_bits
+from framework.testing.result import Failed, Inapplicable
+
+# Runs that only differ in the order of sums are compared in float64, where one rounding is 1e-16. Six steps with
+# momentum on these tasks make some 1e-14 of it. An error of a single float32 rounding anywhere would show as 1e-8.
+SUMS = 1e-10
+
+
+def zero_is_absence(case: Case) -> str:
+    """Compare the plugin at strength zero with its absence, and the example with both."""
+    ends = [_end(case.fit(make, trainer={"max_epochs": 3})) for make in (None, case.make)]
+    if same_bits(*ends):
+        raise Failed("the example changes neither weights nor validation: other checks of it would show nothing")
+    if case.absent is None:
+        raise Inapplicable("there is no strength to be zero")
+    zero = case.fit(case.absent, trainer={"max_epochs": 3})
+    what = f"{case.absent().describe()} differs from absence"
+    demand_same_bits(ends[0]["weights"], zero.model.state_dict(), what)
+    if not same_bits(ends[0], _end(zero)):
+        raise Failed(f"{what}: in the metrics of validation")
+    return "the same bits"
+
+
+def _end(core: Core) -> dict[str, Any]:
+    # what training logged of an epoch is a mean over the steps of this process, so a resumed run has other means
+    history = [
+        (entry.epoch, entry.step, {tag: value for tag, value in entry.metrics.items() if tag.startswith("val/")})
+        for entry in core.recorder.history
+    ]
+    return {"weights": core.model.state_dict(), "history": history}
+
+
+def micro_batches(case: Case) -> str:
+    """Compare four micro-batches a step with one batch; the last step has 14 samples, its last micro-batch 2."""
+    how: dict[str, Any] = {"noisy": False, "dtype": torch.float64}
+    whole = case.fit(case.make, batch=16, **how)
+    split = case.fit(case.make, batch=4, accumulate=4, **how)
+    return demand_close(whole.model.state_dict(), split.model.state_dict(), SUMS, "4 micro-batches are not one batch")
+
+
+def ranks(case: Case) -> str:
+    """Compare two processes, two micro-batches each, with one process."""
+    how: dict[str, Any] = {"noisy": False, "dtype": torch.float64}
+    whole = case.fit(case.make, batch=16, **how)
+    one, other = _ranks(case, batch=4, accumulate=2, **how)
+    demand_same_bits(one, other, "the two ranks hold different weights", excusable=False)
+    return demand_close(whole.model.state_dict(), one, SUMS, "2 ranks are not one process")
+
+
+def _ranks(case: Case, **how: Any) -> list[Weights]:
+    with tempfile.TemporaryDirectory() as folder:
+        # a plugin that lets ranks fall out of step would hang without a time limit
+        strategy = DDPStrategy(
+            start_method="fork", process_group_backend="gloo", timeout=datetime.timedelta(seconds=60)
+        )
+        try:
+            case.fit(
+                case.make,
+                trainer={"devices": 2, "strategy": strategy, "callbacks": [_Keep(Path(folder))]},
+                **how,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # of a rank, as text
+            last = str(error).strip().splitlines()[-1]
+            _, refused, message = last.partition("UserError: ")
+            raise (UserError(message) if refused else Failed(f"a rank raised {last}")) from None
+        return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+class _Keep(pl.Callback):
+    """Writes down what each rank ends with."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Core)
+        torch.save(pl_module.model.state_dict(), self._folder / f"{trainer.global_rank}.pt")
+
+
+def resume(case: Case) -> str:
+    """Compare a run of three epochs with those that go on from its checkpoints, from within and the end of an epoch."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options: dict[str, Any] = {"dirpath": folder, "save_top_k": -1, "auto_insert_metric_name": False}
+        keep = [
+            ModelCheckpoint(filename="within-{step}", every_n_train_steps=4, **options),
+            ModelCheckpoint(filename="end-{epoch}", save_on_train_epoch_end=True, every_n_epochs=1, **options),
+        ]
+        whole = case.fit(case.make, trainer={"max_epochs": 3, "enable_checkpointing": True, "callbacks": keep})
+        for point in ("within-4", "end-0"):
+            path = folder / f"{point}.ckpt"
+            if not path.exists():
+                raise Failed(f"the run ended after {whole.at.index} steps, before there was a checkpoint {point}")
+            again = case.fit(case.make, trainer={"max_epochs": 3, "ckpt_path": path})
+            what = f"a run resumed from {'within an epoch' if point == 'within-4' else 'the end of an epoch'} differs"
+            demand_same_bits(whole.model.state_dict(), again.model.state_dict(), what)
+            if not same_bits(_end(whole), _end(again)):
+                raise Failed(f"{what}: in the metrics of validation")
+            if not same_bits(_states(whole), _states(again)):
+                raise Failed(f"{what}: in the plugin's state")
+    return "the same bits"
+
+
+def _states(core: Core) -> list[Any]:
+    return [plugin.state_dict() for plugin in core.plugins]

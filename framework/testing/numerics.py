@@ -1,0 +1,146 @@
+"""Checks of gradients against the values they belong to, and of clipping."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.data import Window
+from framework.gradient import named_terms
+from framework.module import Core
+from framework.plugin import Plugin
+from framework.step import Step
+from framework.testing.case import Case, apart
+from framework.testing.result import Failed, Inapplicable
+
+# Central differences with a step h in float64 are off by some h^2 of curvature and 1e-16 / h of rounding.
+_H, _DIFFERENCES = 1e-6, 1e-6
+# Two ways to one gradient in float64, relative to its length.
+_ROUNDING = 1e-12
+
+
+class _Keeping(Core):
+    """Keeps the last window."""
+
+    window: Window
+
+    def training_step(self, window: Window, batch_idx: int) -> None:
+        super().training_step(window, batch_idx)
+        self.window = window
+
+
+def _trained(case: Case) -> tuple[_Keeping, Plugin, list[Tensor]]:
+    core = case.fit(case.make, kind=_Keeping, dtype=torch.float64, batch=8, accumulate=2, trainer={"max_epochs": 1})
+    assert isinstance(core, _Keeping)
+    core.train()
+    core.at.index -= 1  # the step of the window
+    plugin = next(one for one in core.plugins if one.name == case.plugin.name)
+    return core, plugin, [weight for weight in core.model.parameters() if weight.requires_grad]
+
+
+def slope(case: Case) -> str:
+    """Compare what ``weight_penalty_gradient`` adds with autograd of ``weight_penalty``."""
+    if not case.overrides("weight_penalty"):
+        raise Inapplicable("it has no term on weights")
+    core, plugin, weights = _trained(case)
+    value = sum(term.sum() for term in named_terms("", plugin.weight_penalty(core.at)).values())
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        raise Failed("weight_penalty is not a differentiable function of the weights")
+    expected = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    with torch.no_grad():
+        plugin.weight_penalty_gradient(core.at)
+    given = [weight.grad if weight.grad is not None else torch.zeros_like(weight) for weight in weights]
+    return _demand_close(_flat(given), _flat(expected), _ROUNDING, "the gradient is not that of the value")
+
+
+def gradcheck(case: Case) -> str:
+    """Compare the gradient of a step along random directions with central differences of the objective."""
+    if not case.overrides("penalty", "edit_weights", "transform_activation"):
+        raise Inapplicable("it has no share in a micro-batch's objective")
+    core, _, weights = _trained(case)
+    generator = torch.Generator().manual_seed(0)
+    with apart():
+        given, expected = [], []
+        gradient = _gradient(core, weights)
+        for _ in range(3):
+            direction = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
+            values = [_objective(core, weights, direction, sign * _H) for sign in (1.0, -1.0)]
+            expected.append((values[0] - values[1]) / (2 * _H))
+            given.append(sum((g * d).sum() for g, d in zip(gradient, direction, strict=True)))
+    return _demand_close(
+        torch.stack([torch.as_tensor(one) for one in given]),
+        torch.tensor(expected, dtype=torch.float64),
+        _DIFFERENCES,
+        "the gradient is not that of the objective",
+    )
+
+
+def _gradient(core: _Keeping, weights: list[Tensor]) -> list[Tensor]:
+    core.update.zero_gradients()
+    core.gradient(core.window)
+    return [w.grad.clone() if w.grad is not None else torch.zeros_like(w) for w in weights]
+
+
+@torch.no_grad()
+def _moved(weights: list[Tensor], direction: list[Tensor], by: float) -> None:
+    torch._foreach_add_(weights, direction, alpha=by)
+
+
+def _objective(core: _Keeping, weights: list[Tensor], direction: list[Tensor], by: float) -> float:
+    kept = [weight.detach().clone() for weight in weights]
+    _moved(weights, direction, by)
+    value = core.gradient(core.window)
+    with torch.no_grad():
+        torch._foreach_copy_(weights, kept)
+    if value is None:
+        raise Failed("the step has no objective")
+    return float(value)
+
+
+def _flat(tensors: Any) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+
+def _demand_close(given: Tensor, expected: Tensor, tolerance: float, what: str) -> str:
+    gap = float((given - expected).norm() / expected.norm().clamp_min(1e-12))
+    if not gap <= tolerance:
+        raise Failed(f"{what}: relative difference {gap:.1e}, tolerance {tolerance:.0e}")
+    return f"relative difference {gap:.1e}"
+
+
+# ---- clipping --------------------------------------------------------------------------------------------------------
+
+
+class _Lengths(Plugin):
+    """Last in the recipe: how long and how large the gradients were that the update took."""
+
+    def attach(self, core: Core) -> None:
+        self.norms_: list[float] = []
+        self.largest_: list[float] = []
+
+    def after_update(self, step: Step) -> None:
+        assert step.optimizer is not None
+        gradients = [p.grad for group in step.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.norms_.append(float(_flat(gradients).norm()))
+        self.largest_.append(float(_flat(gradients).abs().max()))
+
+
+def clipping(case: Case) -> str:
+    """Clip by norm and by value to half of the smallest unclipped one, and look at what the optimizer gets."""
+    free = _Lengths()
+    case.fit(case.make, free)
+    found = []
+    for algorithm, sizes in (("norm", "norms_"), ("value", "largest_")):
+        bound = min(getattr(free, sizes)) / 2
+        seen = _Lengths()
+        case.fit(case.make, seen, clip=(bound, algorithm))
+        largest = max(getattr(seen, sizes))
+        # norms are summed up in float32 twice
+        if not bound * (1 - 1e-4) <= largest <= bound * (1 + 1e-4):
+            raise Failed(f"clipped by {algorithm} to {bound:.2e}, the optimizer gets {largest:.2e}")
+        found.append(f"{algorithm} {largest / bound:.6f} of the bound")
+    return ", ".join(found)

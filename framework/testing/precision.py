@@ -1,0 +1,126 @@
+"""Checks of what a plugin does in other precisions, and compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor
+
+from framework.batch import Outcome
+from framework.data import Window
+from framework.module import Core
+from framework.testing.case import Case, apart
+from framework.testing.compare import demand_close, demand_same_bits
+from framework.testing.invariance import SUMS
+from framework.testing.result import Failed, Inapplicable
+
+# How far the effect of a plugin may be from its effect in float32, as a share of it. A rounding is 2^-11 in float16
+# and 2^-8 in bfloat16; six steps gather some, noise is rounded besides, and what rescales gradients (Muon) magnifies
+# them: up to 0.11 and 0.31 for the bundled plugins. A term that is left out, or counted twice, is off by 1.
+_HALF, _BRAIN = 0.2, 0.5
+_SKIPPED = (0, 2)  # the first step is the one that a scaler commonly skips
+
+
+def compiled(case: Case) -> str:
+    """Compare with a network compiled by ``aot_eager``, which traces as every backend does but keeps eager kernels."""
+    eager = case.fit(case.make, dtype=torch.float64, trainer={"max_epochs": 1})
+    with apart():
+        torch.compiler.reset()
+    try:
+        fast = case.fit(case.make, dtype=torch.float64, compile={"backend": "aot_eager"}, trainer={"max_epochs": 1})
+    finally:
+        torch.compiler.reset()
+    return demand_close(eager.model.state_dict(), fast.model.state_dict(), SUMS, "the compiled network differs")
+
+
+# ---- half precision --------------------------------------------------------------------------------------------------
+
+
+def _half() -> dict[str, Any]:
+    # by name Lightning would take bfloat16 on a CPU; the scale leaves room for gradients of up to 2^6
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    return {"plugins": [MixedPrecision("16-mixed", device="cpu", scaler=scaler)]}
+
+
+def half(case: Case) -> str:
+    """Compare effects with float32; then let gradients overflow in two steps, and compare with their batches left out."""
+    try:
+        case.fit(None, noisy=False, trainer=_half())
+    except RuntimeError as error:  # of a kernel that this machine lacks
+        raise Inapplicable(f"the task's network does not run in float16 here: {str(error).split('. ')[0]}") from None
+    text = _demand_same_effect(case, _half, _HALF, "16-mixed")
+    ends = [case.fit(case.make, kind=kind, trainer=_half()) for kind in (_LeavingOut, _Overflowing)]
+    scales = [core.trainer.precision_plugin.scaler.get_scale() for core in ends]  # type: ignore[union-attr]
+    if scales[0] != scales[1]:
+        raise Failed(f"steps were not skipped: the scale is {scales[1]}, not {scales[0]}")
+    demand_same_bits(ends[0].model.state_dict(), ends[1].model.state_dict(), "skipped steps leave a trace")
+    return f"{text}; skipped steps: the same bits"
+
+
+class _Overflowing(Core):
+    """Has steps with infinite gradients of a finite loss."""
+
+    def compute_loss(self, batch: Any) -> Outcome:
+        outcome = super().compute_loss(batch)
+        if self.model.training and self.at.index in _SKIPPED and not self.at.again:
+            assert outcome.loss is not None
+            outcome = outcome._replace(loss=_overflowing(outcome.loss))
+        return outcome
+
+
+def _overflowing(loss: Tensor) -> Tensor:
+    loss = loss * 1.0
+    loss.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _LeavingOut(Core):
+    """Leaves the batches of these steps out, after the network saw them, and lowers the scale as the scaler does."""
+
+    def training_step(self, window: Window, batch_idx: int) -> None:
+        super().training_step(window, batch_idx)
+        if self.at.index - 1 in _SKIPPED:
+            scaler = self.trainer.precision_plugin.scaler  # type: ignore[union-attr]
+            scaler.scale(torch.zeros(1))  # where no step was made yet it has no scale to lower
+            scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
+
+    def compute_loss(self, batch: Any) -> Outcome:
+        outcome = super().compute_loss(batch)
+        return Outcome(None) if self.model.training and self.at.index in _SKIPPED else outcome
+
+
+def brain_half(case: Case) -> str:
+    """Compare effects with float32."""
+    return _demand_same_effect(case, lambda: {"precision": "bf16-mixed"}, _BRAIN, "bf16-mixed")
+
+
+def _effect(case: Case, trainer: Any) -> Tensor:
+    """Return by how much the plugin moves the trained weights, all in one vector."""
+    ends = [case.fit(make, noisy=False, trainer=trainer()).model.state_dict() for make in (case.make, None)]
+    return torch.cat([(ends[0][name].double() - ends[1][name].double()).flatten() for name in ends[1]])
+
+
+def _demand_same_effect(case: Case, trainer: Any, tolerance: float, what: str) -> str:
+    full, narrow = _effect(case, dict), _effect(case, trainer)
+    if not full.any():
+        if narrow.any():
+            raise Failed(f"{what}: moves weights, which 32-true does not")
+        return "moves no weights, as in 32-true"
+    gap = float((narrow - full).norm() / full.norm())
+    if not gap <= tolerance:
+        raise Failed(f"{what}: the effect on the weights is off by {gap:.1%}, tolerance {tolerance:.0%}")
+    return f"the effect on the weights is off by {gap:.1%}"
+
+
+def double(case: Case) -> str:
+    """Compare 64-true with network and data in float64 from the start, and look for weights rounded to float32."""
+    true = case.fit(case.make, trainer={"precision": "64-true"})
+    plain = case.fit(case.make, dtype=torch.float64)
+    text = demand_same_bits(plain.model.state_dict(), true.model.state_dict(), "64-true is not float64")
+    for name, weight in true.model.named_parameters():
+        rounded = float((weight == weight.float()).double().mean())
+        if weight.numel() > 10 and rounded > 0.5:
+            raise Failed(f"{rounded:.0%} of {name} is rounded to float32")
+    return text

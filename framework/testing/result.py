@@ -1,0 +1,105 @@
+"""What came of a check."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from framework.errors import UserError
+
+if TYPE_CHECKING:
+    from framework.testing.case import Case
+
+
+class Status(enum.Enum):
+    """How a check can end, with its mark in the table; the gravest first."""
+
+    FAILS = "NO"
+    LIMITED = "lim"
+    REFUSED = "ref"
+    HOLDS = "yes"
+    INAPPLICABLE = "-"
+
+
+class Failed(Exception):
+    """The claim of a check does not hold.
+
+    Args:
+        text: what was found instead, with the measured deviation.
+        excusable: whether a limit that the plugin declares covers it.
+    """
+
+    def __init__(self, text: str, *, excusable: bool = True) -> None:
+        super().__init__(text)
+        self.excusable = excusable
+
+
+class Inapplicable(Exception):
+    """The claim of a check says nothing about this plugin; the reason why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The result of one check on one case.
+
+    Args:
+        check: name of the check.
+        case: the case, as the recipe would write the plugin.
+        status: how it ended.
+        text: the measured deviation, or the reason.
+    """
+
+    check: str
+    case: str
+    status: Status
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.case}: {self.check} {self.status.name.lower()}: {self.text}"
+
+    def require(self) -> None:
+        """Raise ``AssertionError`` where the check failed."""
+        if self.status is Status.FAILS:
+            raise AssertionError(str(self))
+
+
+class Check(NamedTuple):
+    """A claim about plugins that can be put to the test.
+
+    Args:
+        name: one short word.
+        claim: what is claimed.
+        measure: tries it on a case and returns what it measured; raises :class:`Failed` or :class:`Inapplicable`.
+    """
+
+    name: str
+    claim: str
+    measure: Callable[[Case], str]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __call__(self, case: Case) -> Result:
+        """Try the claim on a case."""
+        status, text = self._tried(case)
+        return Result(self.name, str(case), status, text)
+
+    def _tried(self, case: Case) -> tuple[Status, str]:
+        limit = case.limits.get(self.name)
+        try:
+            text = self.measure(case)
+        except Inapplicable as reason:
+            return Status.INAPPLICABLE, str(reason)
+        except UserError as error:
+            return Status.REFUSED, str(error)
+        except Failed as failure:
+            if limit is not None and failure.excusable:
+                return Status.LIMITED, f"{limit} ({failure})"
+            return Status.FAILS, str(failure)
+        except Exception as error:  # whatever a plugin raises is what is to be found out
+            return Status.FAILS, f"raised {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+        if limit is not None:
+            return Status.FAILS, f"holds, though the plugin declares that it cannot: {limit}"
+        return Status.HOLDS, text
