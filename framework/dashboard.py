@@ -194,8 +194,16 @@ def _any_match(regex: str, tags: Iterable[str]) -> bool:
 
 
 def hyperparameters(core: Core, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells runs apart: the parameters, and each plugin's settings that differ from their defaults."""
-    found = {**parameters, "seed": core.seed}
+    """Return what tells runs apart: the parameters, who plugs in, and settings that differ from their defaults.
+
+    Example:
+        >>> from torch import nn
+        >>> from framework import Core
+        >>> hyperparameters(Core(nn.Linear(2, 1), seed=3), {"width": 12})
+        {'width': 12, 'seed': 3, 'plugins': 'none'}
+    """
+    # a setting that one run lacks is no difference to TensorBoard, which shows columns that differ first
+    found = {**parameters, "seed": core.seed, "plugins": ", ".join(plugin.name for plugin in core.plugins) or "none"}
     for plugin in core.plugins:
         for field in dataclasses.fields(plugin):
             value = plugin.declared_.get(field.name)

@@ -246,6 +246,7 @@ def test_hyperparameters_stand_in_the_run_itself(dash: Callable[..., Any], tmp_p
         "sizes": "[1, 2]",
         "none": "None",
         "seed": 0,
+        "plugins": "brighten, shrink",
         "brighten.by": 0.5,
     }
     assert metadata.SESSION_END_INFO_TAG in events.summary_metadata
@@ -258,7 +259,7 @@ def test_hyperparameters_are_those_declared(core_of: Callable[..., Core]) -> Non
     plugin = Shrink(0.5)
     core = core_of(plugin)
     plugin.alpha = 7.0  # as a schedule would
-    assert hyperparameters(core, {"seed": 9}) == {"seed": 0, "shrink.alpha": 0.5}
+    assert hyperparameters(core, {"seed": 9}) == {"seed": 0, "plugins": "shrink", "shrink.alpha": 0.5}
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -348,6 +349,6 @@ def test_fit_writes_it_all(recipe: Callable[..., Recipe], tmp_path: Path) -> Non
     run = fit(lambda width=12: recipe([Shrink(0.1)]), parameters={}, seed=5, logs=tmp_path, trainer={"max_epochs": 2})
     assert run.folder is not None
     events = written(run.folder)
-    assert session_of(events) == {"width": 12, "seed": 5, "shrink.alpha": pytest.approx(0.1)}
+    assert session_of(events) == {"width": 12, "seed": 5, "plugins": "shrink", "shrink.alpha": pytest.approx(0.1)}
     assert events.Scalars("best/loss")[-1].value == pytest.approx(run.metrics["val/loss"])
     assert "penalties" in charts(events)["2 Objective"]
