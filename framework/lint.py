@@ -47,7 +47,7 @@ def report(findings: Sequence[Finding], where: str) -> None:
     """
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
-        more = f" ({len(errors) - 1} more errors: see explain)" if len(errors) > 1 else ""
+        more = f" (the first of {len(errors)} errors: see explain)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}")
     for finding in findings:
         _warn(str(finding), where)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning import Callback
-from torch import nn
+from torch import Tensor
 
 from framework.data import length_of
 from framework.errors import did_you_mean
@@ -45,7 +45,7 @@ class Plan:
         self.options = options
 
     @functools.cached_property
-    def decays(self) -> dict[nn.Parameter, float]:
+    def decays(self) -> dict[Tensor, float]:
         """The ``weight_decay`` of each parameter, as the plugins group them; 0 where a group says nothing."""
         groups = self.core.parameter_groups()
         return {parameter: group.get("weight_decay", 0.0) for group in groups for _, parameter in group["params"]}
@@ -89,7 +89,8 @@ class Plan:
         known = [f"{stage}/{name}" for stage in stages for name in ("loss", *self.recipe.metrics)]
         if tag in known or tag.startswith("penalty/") or self._others_log:
             return None
-        return f"never logged{did_you_mean(tag, known)} (logged are: {', '.join(known)})"
+        hint = did_you_mean(tag, known)
+        return f"never logged{hint}" + ("" if "known" in hint else f" (logged are: {', '.join(known)})")
 
     @functools.cached_property
     def _others_log(self) -> bool:

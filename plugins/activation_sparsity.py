@@ -147,6 +147,8 @@ class ActivationSparsity(Plugin):
     )
     absent = ({"alpha": 0.0}, {"alpha": 0.0}, {"k": 1.0})
 
+    read_once = ("k",)
+
     def limits(self) -> Mapping[str, str]:
         """Tell what a rate over a micro-batch, and a part of the network, cannot hold."""
         if self.kind == "kl":

@@ -110,6 +110,8 @@ class CutMix(Plugin):
     examples = ({},)
     absent = ({"alpha": 0.0},)
 
+    mixes_targets = True
+
     def limits(self) -> Mapping[str, str]:
         """Tell what partners from one micro-batch cannot hold."""
         return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 
 from framework.errors import UserError, did_you_mean
+from framework.finding import Finding
 from framework.module import Core
 from framework.phase import Phase
+from framework.plan import Plan
 from framework.plugin import Plugin
 from framework.settings import NonNegative, PositiveInt
 from framework.snapshot import Snapshot
@@ -114,7 +117,22 @@ class EarlyStopping(Plugin):
     stopping_threshold: float | None = None
     divergence_threshold: float | None = None
 
+    read_once = ("patience", "min_delta", "stopping_threshold", "divergence_threshold")
+
     examples = ({"patience": 1, "min_delta": 10.0},)
+
+    def lint(self, plan: Plan) -> Iterator[Finding]:
+        """Tell a metric that nobody logs, and a stop before other plugins have what they are for."""
+        if reason := plan.why_never_logged(self.monitor, "val"):
+            yield Finding("error", self.name, f"monitor={self.monitor!r}: {reason}")
+        earliest, last = self.patience + 1, plan.validations
+        for plugin in plan.core.plugins if earliest < last < math.inf else ():
+            if earliest <= plugin.needs_until * last:
+                message = (
+                    f"may end training after {earliest} of {last:g} validations, while {plugin.describe()} needs"
+                    f" {plugin.needs_until:.0%} of the run; raise patience, or leave one of them out"
+                )
+                yield Finding("warning", self.name, message)
 
     def attach(self, core: Core) -> None:
         """Start with nothing seen."""

@@ -73,6 +73,8 @@ class Mixup(Plugin):
     examples = ({"alpha": 1.0},)
     absent = ({"alpha": 0.0},)
 
+    mixes_targets = True
+
     def limits(self) -> Mapping[str, str]:
         """Tell what partners from one micro-batch cannot hold."""
         return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import UserError
+from framework.finding import Finding, some
 from framework.patterns import Patterns, select_weights
 from framework.plugin import Plugin
 from framework.settings import Bounds, NonNegative, Probability
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from framework.module import Core
+    from framework.plan import Plan
     from framework.step import Step
 
 Groups = Literal["rows", "columns"]
@@ -267,6 +269,36 @@ class NormPenalty(Plugin):
                     " move it up, or widen weights="
                 )
         return selected
+
+    def lint(self, plan: Plan) -> Iterator[Finding]:
+        """Tell L2 beside the optimizer's decay, and a norm that another plugin adds as well."""
+        l2 = 1.0 - self.l1_ratio if self.l1_ratio is not None else float(self.p == 2 and self.groups is None)
+        both: dict[tuple[float, float], list[str]] = {}
+        for name, (weight, alpha) in self._strengths().items():
+            if l2 * alpha * plan.decays.get(weight, 0.0):
+                both.setdefault((l2 * alpha, plan.decays[weight]), []).append(name)
+        for (alpha, decay), names in both.items():
+            terms = f"L2 of strength {alpha:g} and the optimizer's weight_decay of {decay:g}"
+            message = (
+                f"{terms} both shrink {some(names)}: one L2 of {alpha + decay:g} in all where decay joins the gradient"
+                " (SGD, Adam), two rules where it is decoupled (AdamW, Muon); set one of them to 0"
+            )
+            if self.around == "start":
+                message = f"{terms} pull {some(names)} to two places, the start and zero; set one of them to 0"
+            yield Finding("warning", self.name, message)
+        earlier = plan.core.plugins[: plan.core.plugins.index(self)]
+        for twin in [one for one in earlier if isinstance(one, NormPenalty) and one._norm() == self._norm()]:
+            if names := [name for name in self._strengths() if name in twin._strengths()]:
+                message = f"the same norm as {twin.name} on {some(names)}: strengths add up; let one of them do it"
+                yield Finding("warning", self.name, message)
+
+    def _norm(self) -> tuple[object, ...]:
+        return self.p, self.l1_ratio, self.groups, self.around
+
+    def _strengths(self) -> dict[str, tuple[Tensor, float]]:
+        """Return what is penalized, by name: the weight and its strength."""
+        parts = [(part, self._strength(part)) for part in self.parts_]
+        return {name: (weight, alpha) for part, alpha in parts if alpha for name, weight in part.named()}
 
     def _strength(self, part: _Part) -> float:
         return self.scale * (self.alpha[part.pattern] if isinstance(self.alpha, dict) else self.alpha)

@@ -129,7 +129,7 @@ class Optimizer(Plugin):
         "Optimizer(cls='SGD', lr=0.1, weight_decay=0.0005, options={'momentum': 0.9}, clip_norm=1.0)"
 
     Interacts with: ``Schedule``, which moves η (the groups keep their factors; ``lr`` is read once, so a
-    ``StrengthSchedule`` of it has no effect); ``NormPenalty``, whose L2 is the same as decay under SGD only.
+    ``StrengthSchedule`` of it is refused); ``NormPenalty``, whose L2 is the same as decay under SGD only.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, chapter 8 and section 10.11.1 (clipping);
     Loshchilov and Hutter (2019), Decoupled weight decay regularization.
@@ -145,6 +145,8 @@ class Optimizer(Plugin):
     fused: bool | None = None
     clip_norm: Positive | None = None
     clip_value: Positive | None = None
+
+    read_once = ("lr", "weight_decay")
 
     examples = (
         {"lr": 0.01, "weight_decay": 0.1},

@@ -6,18 +6,20 @@ import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch.optim import lr_scheduler
 
 from framework.errors import UserError, did_you_mean
+from framework.finding import Finding
 from framework.plugin import Plugin
 from framework.settings import Bounds, NonNegative, Positive, PositiveInt, Probability
 
 if TYPE_CHECKING:
     from framework.module import Core
+    from framework.plan import Plan
 
 Span = Annotated[int, Bounds(low=0)] | Probability
 Factor = Callable[[int], float]
@@ -159,6 +161,8 @@ class Schedule(Plugin):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     interval: Literal["step", "epoch"] = "step"
 
+    read_once = ("warmup", "end", "period", "gamma")
+
     examples = (
         {"kind": "cosine", "warmup": 2},
         {"kind": "multi_step", "milestones": [1], "interval": "epoch"},
@@ -186,6 +190,20 @@ class Schedule(Plugin):
         if unknown := next((name for name in self.options if name not in known), None):
             what = f"Schedule(kind={kind!r}, options={{{unknown!r}: ...}})"
             raise UserError(f"{what}: there is no such argument{did_you_mean(unknown, known)}")
+
+    @property
+    def needs_until(self) -> float:
+        """The end of the run, where a curve comes down by then."""
+        cls = scheduler_class(self.kind)
+        if cls is None:
+            return float(self.kind in ("linear", "cosine", "one_cycle"))
+        return float(not {"T_max", "total_steps"}.isdisjoint(inspect.signature(cls).parameters))
+
+    def lint(self, plan: Plan) -> Iterator[Finding]:
+        """Tell a plateau that waits for a metric which nobody logs."""
+        plateau = scheduler_class(self.kind) is lr_scheduler.ReduceLROnPlateau
+        if plateau and (reason := plan.why_never_logged(self.monitor, "val", "train", "gap")):
+            yield Finding("error", self.name, f"monitor={self.monitor!r}: {reason}")
 
     def attach(self, core: Core) -> None:
         """Remember the core, whose trainer knows how long an epoch is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from framework.errors import UserError, did_you_mean
@@ -86,6 +87,13 @@ class StrengthSchedule(Plugin):
 
     examples = ({"strength": "norm_penalty.alpha", "start": 0.0, "with": {"norm_penalty": {"alpha": 0.2}}},)
     absent = ({"start": 0.2},)
+
+    read_once = ("start", "end")
+
+    @property
+    def moves(self) -> Collection[str]:
+        """The one setting."""
+        return (self.strength,)
 
     def check(self) -> None:
         """Refuse a way that leads nowhere."""

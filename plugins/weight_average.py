@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from framework import Core, Plugin, Step
 from framework.batch import input_of
+from framework.finding import Finding
+from framework.plan import Plan
 from framework.settings import PositiveInt, Probability
 
 
@@ -83,6 +86,17 @@ class WeightAverage(Plugin):
     def limits(self) -> Mapping[str, str]:
         """Tell what an average of the weights is there for."""
         return {"eval": "the average is evaluated"}
+
+    @property
+    def needs_until(self) -> float:
+        """Where averaging begins."""
+        return self.start
+
+    def lint(self, plan: Plan) -> Iterator[Finding]:
+        """Tell a start that never comes."""
+        if self.start and math.isinf(plan.epochs):
+            message = f"start={self.start:g} is a share of a run that has no end; set max_epochs or max_steps"
+            yield Finding("error", self.name, message)
 
     def attach(self, core: Core) -> None:
         """Find the weights, each once though it be tied."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from framework.finding import Finding, some
 from framework.noise import normals
-from framework.patterns import Patterns, select_weights
-from framework.plugin import Plugin
+from framework.patterns import Patterns, is_norm, select_weights
+from framework.plugin import Plugin, overrides
 from framework.settings import NonNegative
 from framework.step import Step
 
 if TYPE_CHECKING:
     from framework.module import Core
+    from framework.plan import Plan
 
 WeightNoiseKind = Literal["gaussian", "relative"]
 
@@ -45,6 +48,18 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
         torch._foreach_add_(weights, views, alpha=std)
     else:
         torch._foreach_addcmul_(weights, weights, views, value=std)
+
+
+def normalized(model: nn.Module) -> set[Tensor]:
+    """Return the weights whose layer is followed by a norm layer, as far as containers run in order.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+        >>> normalized(model) == {model[0].weight, model[0].bias}
+        True
+    """
+    pairs = [pair for one in model.modules() if isinstance(one, nn.Sequential) for pair in itertools.pairwise(one)]
+    return {weight for layer, after in pairs if is_norm(after) for weight in layer.parameters(recurse=False)}
 
 
 class WeightNoise(Plugin):
@@ -112,8 +127,23 @@ class WeightNoise(Plugin):
 
     def attach(self, core: Core) -> None:
         """Choose the weights."""
-        self.weights_ = list(select_weights(core.model, self.weights, who=self.describe(), biases=self.biases).values())
+        chosen = select_weights(core.model, self.weights, who=self.describe(), biases=self.biases)
+        self.names_, self.weights_ = list(chosen), list(chosen.values())
         self.size_ = sum(weight.numel() for weight in self.weights_)
+
+    def lint(self, plan: Plan) -> Iterator[Finding]:
+        """Tell noise that weights in front of a norm layer can outgrow, since nothing keeps them small."""
+        penalized = any(overrides(other, "weight_penalty") for other in plan.core.plugins)
+        if self.kind == "relative" or not self.std or penalized:
+            return
+        scaled = normalized(plan.core.model)
+        named = zip(self.names_, self.weights_, strict=True)
+        if free := [name for name, weight in named if weight in scaled and not plan.decays.get(weight)]:
+            message = (
+                f"gaussian noise on {some(free)} in front of a norm layer: larger weights outgrow it without any change"
+                " of the function; add decay or a norm penalty, or use kind='relative'"
+            )
+            yield Finding("warning", self.name, message)
 
     def edit_weights(self, step: Step) -> None:
         """Disturb the weights; the core puts the clean ones back after backward."""

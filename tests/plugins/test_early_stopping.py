@@ -219,13 +219,20 @@ def test_a_metric_that_never_was_a_number() -> None:
         fit(level_recipe(EarlyStopping(), val=math.nan), logs=None)
 
 
-def test_a_monitor_that_is_never_logged() -> None:
-    with pytest.raises(
-        UserError, match=r"'val/los'\): never logged .* did you mean 'val/loss'\? \(logged are: val/loss"
-    ):
-        fit(level_recipe(EarlyStopping(monitor="val/los")), logs=None)
-    with pytest.raises(UserError, match=r"never logged at a validation; known: val/loss$"):
-        fit(level_recipe(EarlyStopping(monitor="perplexity")), logs=None)
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ("val/los", r"'val/los'\): never logged .* did you mean 'val/loss'\? \(logged are: val/loss"),
+        ("perplexity", "never logged at a validation; known: val/loss$"),
+    ],
+)
+def test_a_monitor_that_is_never_logged(monitor: str, message: str, core_of: Callable[..., Core]) -> None:
+    plugin = EarlyStopping(monitor=monitor)
+    core_of(plugin).attach_plugins()
+    with pytest.raises(UserError, match=message):
+        plugin.should_stop({"val/loss": 1.0})
+    with pytest.raises(UserError, match=f"monitor='{monitor}': never logged"):
+        fit(level_recipe(EarlyStopping(monitor=monitor)), logs=None)
 
 
 def test_no_validation_is_refused() -> None:
