@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from framework.errors import UserError
 from framework.folder import RunFolder
@@ -16,7 +15,7 @@ from framework.order import Additions, Order, Source
 from framework.quiet import quiet
 from framework.recipe import Recipe
 from framework.run import Run
-from framework.trainer import evaluating_trainer, one_line
+from framework.trainer import evaluating_trainer, refusals
 from framework.value import as_text
 
 
@@ -94,14 +93,12 @@ def _evaluate_folder(
 
 def _ask(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path: Path | None) -> Any:
     trainer = evaluating_trainer(recipe, options)
-    with quiet():
+    with quiet(), refusals():
         try:
             if kind == "predict":
                 return trainer.predict(core, ckpt_path=path)
             ask = trainer.validate if kind == "validate" else trainer.test
             ask(core, ckpt_path=path, verbose=False)
-        except MisconfigurationException as error:
-            raise UserError(one_line(error)) from error
         finally:
             core.close_loaders()
             core.leave_evaluation()

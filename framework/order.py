@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ class Order:
             recipe = self._given if self._pristine is None else copy.deepcopy(self._pristine)
             self._pristine = self._pristine or copy.deepcopy(self._given)
         local = plugins_defined_by(self._factory) if self._factory is not None else None
-        return apply_edits(recipe, self.settings, self.additions, self.without, local=local)
+        edited = apply_edits(recipe, self.settings, self.additions, self.without, local=local)
+        return dataclasses.replace(edited, trainer=self.options(edited))
 
     def options(self, recipe: Recipe) -> dict[str, Any]:
         """Return the Trainer's options: the recipe's, then what was ordered on top."""

@@ -43,6 +43,8 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     (r"Total length of `list` across ranks is zero", UserWarning),
     # the recorder reduces over ranks before it hands on; other tags are the user's own
     (r"It is recommended to use `self\.log\('(train|val|test|gap|penalty)/.*sync_dist=True", UserWarning),
+    # told as an error
+    (r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`", UserWarning),
     # the core keeps checkpoints after the update by intent
     (r"Using ModelCheckpoint with manual optimization and every_n_train_steps", UserWarning),
     # a further phase of a run goes on in the run's own folder, which nothing else writes to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import signal
 import threading
 import time
@@ -11,10 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
 from framework.edit_recipe import name_of
-from framework.errors import UserError
 from framework.folder import RunFolder, versions_of_packages
 from framework.lint import lint, report
 from framework.module import Core
@@ -23,7 +21,7 @@ from framework.phase import Phase, PhaseRun
 from framework.plugin import Plugin
 from framework.quiet import quiet
 from framework.recipe import Recipe
-from framework.trainer import one_line, training_trainer
+from framework.trainer import refusals, training_trainer
 
 
 @dataclasses.dataclass
@@ -146,14 +144,14 @@ def _train(
     """Fit a core once and return how it ended; the plugins are told on every way out."""
     trainer = training_trainer(recipe, options, folder, phase)
     try:
-        with quiet(), _interruptible():
+        with quiet(), _interruptible(), refusals():
             trainer.fit(core)
-    except SystemExit:  # Lightning's end of a Ctrl-C
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning's end of a Ctrl-C
+            raise
         return "interrupted"
     except KeyboardInterrupt:
         return "interrupted"
-    except MisconfigurationException as error:
-        raise UserError(one_line(error)) from error
     finally:
         core.close_loaders()
         core.leave_evaluation()
@@ -207,7 +205,7 @@ def _train_phase(run: Run, order: Order, phase: Phase, folder: RunFolder | None)
 def _outcome(order: Order, recipe: Recipe, core: Core, folder: RunFolder | None, status: str, seconds: float) -> Run:
     history = core.recorder.history
     last = dict(history[-1].metrics) if history else {}
-    known = [entry for entry in history if recipe.monitor in entry.metrics]
+    known = [entry for entry in history if math.isfinite(entry.metrics.get(recipe.monitor, math.nan))]
     choose = min if recipe.mode == "min" else max
     best = choose(known, key=lambda entry: entry.metrics[recipe.monitor]) if known else None
     return Run(

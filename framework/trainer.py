@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -98,6 +100,23 @@ def evaluating_trainer(recipe: Recipe, options: Mapping[str, Any]) -> pl.Trainer
     chosen = {k: v for k, v in lightning_options(options).items() if k in _MACHINE or k.startswith("limit_")}
     chosen |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     return _make({**chosen, "enable_progress_bar": False}, as_callbacks(recipe.plugins))
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Tell in one line what Lightning itself refuses; errors of the user's own code stay what they are.
+
+    Raises:
+        UserError: in place of Lightning's error.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        home = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if isinstance(error, MisconfigurationException) or home in ("pytorch_lightning", "lightning_fabric"):
+            raise UserError(one_line(error)) from error
+        raise
 
 
 def one_line(error: BaseException) -> str:

@@ -58,7 +58,7 @@ def test_a_second_run_of_rank_zero_gets_a_folder_of_its_own(tmp_path: Path, monk
 
 
 def test_no_run_yet(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run of 'digits' in .*; train one first"):
+    with pytest.raises(UserError, match=r"no run of 'digits' in .*; train one first"):
         RunFolder.newest(tmp_path, "digits")
 
 
@@ -89,7 +89,7 @@ def test_run_json_is_replaced_whole_and_updated(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder: it has no run.json"):
+    with pytest.raises(UserError, match=r"is no run folder: it has no run.json"):
         RunFolder(tmp_path).read()
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(UserError, match="is no JSON"):

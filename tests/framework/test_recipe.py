@@ -66,7 +66,7 @@ def test_the_core_gets_its_share_of_the_trainers_options(parts: dict[str, Any]) 
 
 @pytest.mark.parametrize("accumulate", [0, -1, 2.5, True, "2", {0: 2}])
 def test_accumulation_is_a_whole_number(parts: dict[str, Any], accumulate: Any) -> None:
-    with pytest.raises(UserError, match="trainer.accumulate_grad_batches="):
+    with pytest.raises(UserError, match=r"trainer.accumulate_grad_batches="):
         Recipe(**parts).make_core(0, {"accumulate_grad_batches": accumulate})
 
 
