@@ -36,9 +36,10 @@ class Mixup(Plugin):
     .. math::
         \tilde x_i = \lambda x_i + (1 - \lambda)\,x_{\pi(i)}, \qquad
         J_i = \lambda L(\hat y_i, y_i) + (1 - \lambda) L(\hat y_i, y_{\pi(i)}), \qquad
-        \lambda \sim \mathrm{Beta}(\alpha, \alpha)
+        \lambda = \max(\lambda', 1 - \lambda'), \quad \lambda' \sim \mathrm{Beta}(\alpha, \alpha)
 
-    The loss is the weighted mean of two losses (:class:`framework.MixedTarget`): for losses linear in the target, such
+    The partners are a random permutation, so taking the larger share for :math:`x_i` leaves the distribution of pairs
+    as it is; the clean target is then the one that weighs more, and training metrics can be read. The loss is the weighted mean of two losses (:class:`framework.MixedTarget`): for losses linear in the target, such
     as cross-entropy, that is the loss of the mixed target, and it works for any other. Metrics of the training part
     compare with the clean target :math:`y_i`.
 
@@ -89,6 +90,7 @@ class Mixup(Plugin):
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
             raise UserError(f"{self.describe()}: needs inputs of floating-point numbers, received {kind}; convert them")
         weight = float(rng.beta(self.alpha, self.alpha))
+        weight = max(weight, 1.0 - weight)
         partners = torch.randperm(len(x), generator=step.micro_generator(self, x.device), device=x.device)
         target = MixedTarget.of(target_of(batch)).mix(partners, weight)
         return replace(batch, input=mixup(x, partners, weight), target=target)
