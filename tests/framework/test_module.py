@@ -462,3 +462,56 @@ def test_weights_beside_the_network_are_refused(core_of: CoreOf, train: Train) -
 
     with pytest.raises(UserError, match=r"Own: head.weight, head.bias would never be trained"):
         train(core_of(kind=Own))
+
+
+# ---- going on --------------------------------------------------------------------------------------------------------
+
+
+class Momentum(Plugin):
+    """Has state in the optimizer and the schedule, and draws at each step and sample."""
+
+    def make_optimizer(self, groups: Any) -> Any:
+        return torch.optim.AdamW(groups, lr=0.01)
+
+    def make_scheduler(self, optimizer: Any, total_steps: int) -> Any:
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
+        return {"scheduler": schedule, "interval": "step"}
+
+    def transform_sample(self, sample: Any, rng: Any) -> Any:
+        x, y = sample
+        return x + 0.01 * float(rng.normal()), y
+
+    def transform_batch(self, batch: Any, step: Any) -> Any:
+        x, y = batch
+        return x + 0.1 * step.normal(self, x), y
+
+
+@pytest.mark.parametrize("where", [{"every_n_train_steps": 3}, {"every_n_train_steps": 9}, {"every_n_epochs": 1}])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_goes_on_with_the_same_bits(
+    core_of: CoreOf,
+    train: Train,
+    weights: Weights,
+    mlp: Any,
+    data: Data,
+    tmp_path: Any,
+    where: dict[str, int],
+    workers: int,
+) -> None:
+    """In the middle of an epoch, in the middle of a later one, and at an epoch's end."""
+
+    def fresh() -> Core:
+        model = nn.Sequential(mlp()[0], nn.Dropout(0.2), nn.Tanh(), mlp()[2])
+        cut = Data(data.train, data.val, batch_size=16, workers=workers)
+        return core_of(Momentum(), model=model, data=cut)
+
+    whole, rest = fresh(), fresh()
+    train(whole, max_epochs=3)
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", **where)
+    begun = {"max_epochs": 3, "max_steps": where.get("every_n_train_steps", 14)}
+    train(fresh(), callbacks=[keep], enable_checkpointing=True, **begun)
+    path = max(tmp_path.glob("*.ckpt"), key=lambda file: int(file.stem.partition("=")[2]))
+    trainer = train(rest, ckpt_path=path, max_epochs=3)
+    assert trainer.global_step == 21
+    assert torch.equal(weights(rest), weights(whole))
+    assert rest.recorder.history[-1] == whole.recorder.history[-1]
