@@ -44,5 +44,7 @@ class Answers:
         given = [(plugin, answer) for plugin, answer in answers if answer is not None]
         if len(given) > 1:
             names = " and ".join(f"{plugin.name!r}" for plugin, _ in given)
-            raise UserError(f"{hook}: {names} both answer, and only one may; take one out (--without {given[-1][0].name})")
+            raise UserError(
+                f"{hook}: {names} both answer, and only one may; take one out (--without {given[-1][0].name})"
+            )
         return given[0][1] if given else None

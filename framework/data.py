@@ -163,7 +163,8 @@ def _checked(name: str, part: Any) -> Part:
         )
     if length_of(part) == 0:
         raise UserError(f"Data({name}=...): has no samples")
-    return part
+    checked: Part = part
+    return checked
 
 
 class TrainLoader:
@@ -327,7 +328,7 @@ class _Samples(Dataset[Any]):
             key = self._own.key(epoch, index)
             torch.default_generator.manual_seed(key >> 1)
             random.seed(key)
-            np.random.seed(key & 0xFFFFFFFF)
+            np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that a user's data set may draw from
         sample = self._dataset[index]
         for stream, transform in self._transforms:
             sample = transform(sample, stream.numpy(epoch, index))

@@ -21,7 +21,8 @@ from framework.value import as_text
 
 def validate(recipe: Source | Run, **order: Any) -> dict[str, float]:
     """Return the metrics on the validation part; see :func:`test` for the arguments."""
-    return _evaluate("validate", recipe, **order)
+    metrics: dict[str, float] = _evaluate("validate", recipe, **order)
+    return metrics
 
 
 def test(recipe: Source | Run, **order: Any) -> dict[str, float]:
@@ -36,7 +37,8 @@ def test(recipe: Source | Run, **order: Any) -> dict[str, float]:
     Raises:
         UserError: where there is no such run, checkpoint or data part.
     """
-    return _evaluate("test", recipe, **order)
+    metrics: dict[str, float] = _evaluate("test", recipe, **order)
+    return metrics
 
 
 def predict(recipe: Source | Run, **order: Any) -> Any:

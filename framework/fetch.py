@@ -29,7 +29,7 @@ class DataFile:
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder of data: ``folder``, else the environment's ``FRAMEWORK_DATA``, else the user's cache folder."""
+    """Return the folder of data: ``folder``, else ``FRAMEWORK_DATA`` of the environment, else the user's cache."""
     import pooch
 
     named = folder or os.environ.get("FRAMEWORK_DATA")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.strategies import SingleDeviceStrategy
@@ -59,7 +60,7 @@ class Gradient:
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         self._backward = core.manual_backward
         hooks = ("on_before_backward", "on_after_backward", "backward")
-        watched = any(_has_own(one, hook) for one in (core, *trainer.callbacks) for hook in hooks)
+        watched = any(has_own(one, hook) for one in listeners(core) for hook in hooks)
         if type(trainer.strategy) is SingleDeviceStrategy and not getattr(precision, "scaler", None) and not watched:
             self._backward = _backward  # what manual_backward comes to here, less some 30 microseconds of asking
 
@@ -190,10 +191,14 @@ def _backward(objective: Tensor) -> None:
     objective.backward()  # type: ignore[no-untyped-call]
 
 
-def _has_own(one: Any, hook: str) -> bool:
-    """Tell whether a callback or module has a hook that is not Lightning's empty one."""
-    import pytorch_lightning as pl
+def listeners(core: Core) -> list[Any]:
+    """Return whom Lightning notifies: the Trainer's callbacks and the core."""
+    callbacks: list[pl.Callback] = core.trainer.callbacks  # type: ignore[attr-defined] # set outside of __init__
+    return [*callbacks, core]
 
+
+def has_own(one: Any, hook: str) -> bool:
+    """Tell whether a callback or module has a hook that is not Lightning's empty one."""
     base = pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback
     empty = getattr(base, hook, None)
     return hook in vars(one) or getattr(type(one), hook, empty) is not empty

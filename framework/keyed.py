@@ -7,6 +7,7 @@ no image, and adding a plugin changes nobody else's draws.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,5 +78,5 @@ class Stream:
     def __getstate__(self) -> dict[str, object]:
         return {"seed": self.seed, "who": self.who}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(state["seed"], state["who"])  # type: ignore[misc, arg-type]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["seed"], state["who"])  # type: ignore[misc]

@@ -127,7 +127,8 @@ class Core(pl.LightningModule):
 
     def forward(self, x: Any) -> Any:
         """Return the network's output for a batch's input."""
-        return self._network(x)
+        network: Callable[..., Any] = self.__dict__["_network"]
+        return network(x)
 
     def compute_loss(self, batch: Any) -> Outcome:
         """Return J of one batch, in training, validation and test alike; the method to override.
@@ -190,8 +191,8 @@ class Core(pl.LightningModule):
         beside = [name for name, p in self.named_parameters() if p.requires_grad and p not in inside]
         if beside:
             raise UserError(
-                f"{type(self).__name__}: {', '.join(beside)} would never be trained, not being part of the network; make"
-                " it part of Recipe(model=...), or freeze it by requires_grad_(False)"
+                f"{type(self).__name__}: {', '.join(beside)} would never be trained, not being part of the network;"
+                " make it part of Recipe(model=...), or freeze it by requires_grad_(False)"
             )
         groups: list[dict[str, Any]] = self.answers.fold("group_parameters", [{"params": named}])
         return [group for group in groups if group["params"]]
@@ -227,7 +228,7 @@ class Core(pl.LightningModule):
             world=trainer.world_size,
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
-        if trainer.overfit_batches:
+        if self._overfits:
             del loader.sampler  # where it finds none, Lightning never moves on from the order of the first epoch
         return loader
 
@@ -270,6 +271,10 @@ class Core(pl.LightningModule):
         self.close_loaders()
 
     @property
+    def _overfits(self) -> bool:
+        return bool(self.trainer.overfit_batches)  # type: ignore[attr-defined] # set outside of __init__
+
+    @property
     def _data(self) -> Data:
         if self.data is None:
             raise UserError(f"{type(self).__name__} has no data: give Recipe(data=Data(...))")
@@ -293,9 +298,11 @@ class Core(pl.LightningModule):
         self.recorder.prepare()
         loader = self._loaders.get("train")
         if isinstance(loader, TrainLoader):
-            # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts it ready
-            done = trainer.fit_loop.epoch_loop.batch_progress.current.processed if trainer.fit_loop.restarting else 0
-            loader.epoch, loader.start = 0 if trainer.overfit_batches else trainer.current_epoch, done
+            # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts the
+            # step ready
+            progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+            done = progress.processed if trainer.fit_loop.restarting else 0
+            loader.epoch, loader.start = 0 if self._overfits else trainer.current_epoch, done
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch."""

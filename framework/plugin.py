@@ -332,7 +332,7 @@ def overrides(plugin: object, hook: str) -> bool:
 def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
     if field.default_factory is not dataclasses.MISSING:
         return bool(value == field.default_factory())
-    return field.default is not dataclasses.MISSING and value is field.default or value == field.default
+    return field.default is not dataclasses.MISSING and bool(value is field.default or value == field.default)
 
 
 _NOTICES = frozenset(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
@@ -355,7 +355,8 @@ def _check_methods(cls: type[Plugin]) -> None:
             received = list(inspect.signature(method).parameters)
             if received != expected:
                 raise TypeError(
-                    f"{cls.__name__}.{name} takes ({', '.join(received)}); the hook point is called with ({', '.join(expected)})"
+                    f"{cls.__name__}.{name} takes ({', '.join(received)}); the hook point is called with"
+                    f" ({', '.join(expected)})"
                 )
     if (cls.weight_penalty is Plugin.weight_penalty) != (cls.weight_penalty_gradient is Plugin.weight_penalty_gradient):
         raise TypeError(

@@ -34,7 +34,9 @@ def check_relations(plugins: Sequence[Plugin]) -> None:
                 raise UserError(f"{plugin.name!r} must stand before {rival.name!r}: {reason}; move it up in the recipe")
         for other, reason in plugin.after.items():
             if rival := _find(other, plugins[index + 1 :], but=plugin):
-                raise UserError(f"{plugin.name!r} must stand after {rival.name!r}: {reason}; move it down in the recipe")
+                raise UserError(
+                    f"{plugin.name!r} must stand after {rival.name!r}: {reason}; move it down in the recipe"
+                )
 
 
 def relations_of(plugin: Plugin) -> Iterator[tuple[str, str, str]]:

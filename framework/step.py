@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,20 +94,20 @@ class Step:
         """Return uniform draws from [0, 1) shaped like ``like``; see :meth:`normal`."""
         return self._rows(plugin, like, who, torch.rand)
 
-    def _rows(self, plugin: Plugin, like: Tensor, who: str, draw: object) -> Tensor:
+    def _rows(self, plugin: Plugin, like: Tensor, who: str, draw: Callable[..., Tensor]) -> Tensor:
         rows = like.shape[0]
         width = like.numel() // max(rows, 1)
         stream = self.stream(f"{plugin.name}/{who}")
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         if rows == self.count:
-            start, where = self.start, (self.index, width)
+            start, where = self.start, [self.index, width]
         else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
-            start, where = 0, (self.index, width, self.micro + 1, self.rank)
+            start, where = 0, [self.index, width, self.micro + 1, self.rank]
         generator = stream.torch(*where, device=like.device)
         # torch's CPU kernel draws normals in blocks of 16, the last one aligned to the end: whole blocks keep the
         # first rows the same, however many follow
         numbers = -(-(start + rows) * width // 16) * 16
-        noise = draw(max(numbers, 16), generator=generator, device=like.device, dtype=dtype)  # type: ignore[operator]
+        noise = draw(max(numbers, 16), generator=generator, device=like.device, dtype=dtype)
         return noise[start * width : (start + rows) * width].view(like.shape).to(like.dtype)
 
     def record(self, name: str, value: Tensor | float) -> None:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from framework.dashboard import Dashboard
 from framework.errors import UserError
@@ -41,7 +41,8 @@ def training_trainer(
             # a phase counts its steps from 0, so its curves stand apart
             path = folder.path if phase is None else folder.path / phase.name
             chosen["logger"] = TensorBoardLogger(path.parent.parent, name=path.parent.name, version=path.name)
-            callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
+    if chosen["logger"]:  # a user's own TensorBoardLogger is served too
+        callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
     if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(make_progress())
     if folder is None:

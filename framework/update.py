@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from framework.data import Window
 from framework.errors import UserError
-from framework.gradient import _has_own, named_terms, without_autocast
+from framework.gradient import has_own, listeners, named_terms, without_autocast
 from framework.settings import Positive, problem_of
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Update:
                 f"{type(self._optimizer).__name__} evaluates the objective several times a step, which a GradScaler"
                 " does not allow; use --trainer.precision 32-true or bf16-mixed"
             )
-        self._zeroing = [one for one in (*trainer.callbacks, self._core) if _has_own(one, "on_before_zero_grad")]
-        self._watching = [one for one in (*trainer.callbacks, self._core) if _has_own(one, "on_before_optimizer_step")]
+        self._zeroing = [one for one in listeners(self._core) if has_own(one, "on_before_zero_grad")]
+        self._watching = [one for one in listeners(self._core) if has_own(one, "on_before_optimizer_step")]
         return self._optimizer
 
     def __call__(self, window: Window) -> None:

@@ -21,8 +21,9 @@ def fast_gradient_sign(gradient: Tensor, eps: float) -> Tensor:
 
 def unit_rows(x: Tensor) -> Tensor:
     r"""Return each sample scaled to length one, :math:`x_i / \lVert x_i \rVert_2`; a zero sample stays zero."""
-    norms = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(torch.finfo(x.dtype).tiny)
-    return x / norms.view(-1, *[1] * (x.ndim - 1))
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+    norms = norms.view(-1, *[1] * (x.ndim - 1))
+    return torch.div(x, norms)
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
@@ -55,12 +56,12 @@ class Adversarial(Plugin):
     drew (the same dropout masks), and leaves running statistics and logs alone.
 
     Interactions: a term like any other, so it is exact under accumulation, mixed precision and ranks, and is part of
-    what ``SAM`` sees. Costs two further evaluations of the network (VAT: ``1 + 2 * iterations``). Needs inputs of floating
+    what ``SAM`` sees. Costs two further evaluations of the network (VAT: ``2 + iterations``). Needs inputs of floating
     point; at unbounded inputs (standardized data) eps is in their units.
 
     Args:
-        eps: size of the step: of each entry for FGSM (0.01 to 0.3 for inputs in [0, 1]), of each sample's vector for VAT
-            (1 to 8, by validation).
+        eps: size of the step: of each entry for FGSM (0.01 to 0.3 for inputs in [0, 1]), of each sample's vector for
+            VAT (1 to 8, by validation).
         kind: which of the two.
         alpha: strength of the term; 1 weighs clean and adversarial loss alike.
         xi: VAT's small step of the power iteration.

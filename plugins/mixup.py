@@ -39,7 +39,9 @@ class Mixup(Plugin):
         \lambda = \max(\lambda', 1 - \lambda'), \quad \lambda' \sim \mathrm{Beta}(\alpha, \alpha)
 
     The partners are a random permutation, so taking the larger share for :math:`x_i` leaves the distribution of pairs
-    as it is; the clean target is then the one that weighs more, and training metrics can be read. The loss is the weighted mean of two losses (:class:`framework.MixedTarget`): for losses linear in the target, such
+    as it is; the clean target is then the one that weighs more, and training metrics can be read.
+
+    The loss is the weighted mean of two losses (:class:`framework.MixedTarget`): for losses linear in the target, such
     as cross-entropy, that is the loss of the mixed target, and it works for any other. Metrics of the training part
     compare with the clean target :math:`y_i`.
 

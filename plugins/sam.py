@@ -32,7 +32,7 @@ def ascent(
     Returns:
         The steps, all zero where the gradient is.
     """
-    scales = torch._foreach_abs(weights) if adaptive else None
+    scales = torch._foreach_abs(list(weights)) if adaptive else None
     scaled = list(gradients)
     if scales is not None:
         torch._foreach_add_(scales, eta)

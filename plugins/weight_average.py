@@ -32,7 +32,13 @@ def exponential_share(updates: int, decay: float) -> float:
 
 
 def equal_share(updates: int) -> float:
-    r"""Return the share of the new weights in a mean of all, :math:`\bar\theta \leftarrow \bar\theta + (\theta - \bar\theta)/(t+1)`."""
+    r"""Return the share of the new weights in the mean of all.
+
+    .. math:: \bar\theta \leftarrow \bar\theta + \frac{1}{t + 1}(\theta - \bar\theta)
+
+    Args:
+        updates: terms taken before, t.
+    """
     return 1.0 / (updates + 1)
 
 
@@ -52,11 +58,12 @@ class WeightAverage(Plugin):
 
     The average is in the network around validation, test, prediction and export, and is put out again on every way out;
     the raw weights are what checkpoints hold under the network's name, and the average stands beside them. Nothing is
-    swapped before the first average is taken. Running statistics of BatchNorm do not belong to averaged weights: they are
-    worked out anew over ``batches`` training batches, before transforms of the device.
+    swapped before the first average is taken. Running statistics of BatchNorm do not belong to averaged weights: they
+    are worked out anew over ``batches`` training batches, before transforms of the device.
 
     Interactions: the update is observed after it happened, so a step that a GradScaler skips does not count. A stop by
-    ``EarlyStopping`` keeps the average of the best validation. It costs one copy of the weights, a second while swapped in.
+    ``EarlyStopping`` keeps the average of the best validation. It costs one copy of the weights, a second while swapped
+    in.
 
     Args:
         kind: which average.

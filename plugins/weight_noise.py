@@ -118,7 +118,7 @@ class WeightNoise(Plugin):
 
     def limits(self) -> Mapping[str, str]:
         """Tell what a draw for each micro-batch, and noise that follows the weight, cannot hold."""
-        limits = {}
+        limits: dict[str, str] = {}
         if self.fresh == "sequence":
             limits |= dict.fromkeys(("micro", "ranks"), "fresh='sequence' draws for each micro-batch of each rank")
         if self.kind == "relative":

@@ -18,11 +18,11 @@ from framework.data import Data
 from framework.edits import WeightEdits
 from framework.errors import UserError
 from framework.module import Core
+from framework.muon import Muon
 from framework.plugin import Plugin
 from framework.recipe import Recipe
 from framework.run import fit
 from framework.step import Step
-from framework.muon import Muon
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer, optimizer_class, why_not_fused
 
