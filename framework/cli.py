@@ -33,7 +33,11 @@ _WITH_RECIPE = {
     **_EVALUATE,
     "explain": "who answers at each hook point, in which order, and how the answers combine",
 }
-_COMMANDS = {**_WITH_RECIPE, "plugins": "the plugins that are installed, with their settings"}
+_COMMANDS = {
+    **_WITH_RECIPE,
+    "plugins": "the plugins that are installed, with their settings",
+    "check": "what a plugin, or every installed one, holds of what the framework promises",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,6 +77,8 @@ def _run(args: list[str]) -> int:
         raise UserError(f"no such command: {command}{did_you_mean(command, _COMMANDS)}")
     if command == "plugins":
         return _plugins(args[1:])
+    if command == "check":
+        return _check(args[1:])
     return _with_recipe(command, args[1:])
 
 
@@ -106,6 +112,23 @@ def _plugins(args: list[str]) -> int:
     for line in broken:
         print(f"error: {line}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _check(args: list[str]) -> int:
+    from framework.testing import report
+
+    if args and args[0] in ("-h", "--help"):
+        print(f"usage: {PROG} check [all | NAME | MODULE:CLASS][:FIELD=VALUE,…] [CHECK …]\n")
+        print("Try on small networks what a plugin, or every installed one, holds; exit with 1 where a check fails.")
+        print("Settings go on top of the class's first example; without any, all of its examples are checked.")
+        print(f"The checks, all of them unless some are named:\n\n{report.claims()}")
+        return 0
+    target, *names = args or ["all"]
+    checks = report.chosen(names)
+    if target == "all":
+        return report.check_every(checks)
+    name, settings = report.parted(target)
+    return report.check_one(name, _fields(settings, f"check {target}"), checks)
 
 
 # ---- commands on a recipe --------------------------------------------------------------------------------------------
@@ -290,13 +313,18 @@ def _setting(text: str) -> tuple[str, Text]:
 
 def _addition(text: str) -> tuple[str, dict[str, Text]]:
     name, _, settings = text.partition(":")
+    return name.strip(), _fields(settings, f"--with {text}")
+
+
+def _fields(settings: str, who: str) -> dict[str, Text]:
+    """Return ``field=value,field=value`` as values by field."""
     fields = {}
     for part in _split(settings):
         field, equals, value = part.partition("=")
         if not equals:
-            raise UserError(f"--with {text}: write {part!r} as FIELD=VALUE, such as input_noise:std=0.1,kind=masking")
+            raise UserError(f"{who}: write {part!r} as FIELD=VALUE, such as input_noise:std=0.1,kind=masking")
         fields[field.strip()] = Text(value)
-    return name.strip(), fields
+    return fields
 
 
 def _split(text: str) -> list[str]:

@@ -52,7 +52,7 @@ def apply_edits(
         plugin = plugins[index]
         if not isinstance(plugin, Plugin):
             raise UserError(f"{who}: {name} is a plain Lightning callback, whose settings stand in the recipe alone")
-        plugins[index] = dataclasses.replace(plugin, **_read(type(plugin), {field: value}, who))
+        plugins[index] = dataclasses.replace(plugin, **read_fields(type(plugin), {field: value}, who))
     return dataclasses.replace(recipe, plugins=plugins)
 
 
@@ -69,7 +69,7 @@ def _index(plugins: Sequence[Callback], name: str, who: str) -> int:
 
 
 def _made(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> Plugin:
-    values = _read(kind, fields, who)
+    values = read_fields(kind, fields, who)
     for field in dataclasses.fields(kind):
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and field.init and field.name not in values:
@@ -77,7 +77,17 @@ def _made(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> Plugin:
     return kind(**values)
 
 
-def _read(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> dict[str, Any]:
+def read_fields(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> dict[str, Any]:
+    """Return settings of a plugin class read by their declared types.
+
+    Args:
+        kind: the class.
+        fields: values by name, such as :class:`framework.value.Text` from the command line.
+        who: who gave them, for the message.
+
+    Raises:
+        UserError: where a setting is unknown or a value wrong.
+    """
     known = [field.name for field in dataclasses.fields(kind) if field.init]
     hints = get_type_hints(kind, include_extras=True)
     values = {}

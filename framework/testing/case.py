@@ -184,7 +184,13 @@ def cases_of(kind: type[Plugin], settings: Mapping[str, Any] | None = None) -> l
         )
     if settings is not None:
         examples, absent = [{**examples[0], **settings}], absent[:1]
-    return [_case(kind, example, zero) for example, zero in zip(examples, absent, strict=True)]
+    cases = [_case(kind, example, zero) for example, zero in zip(examples, absent, strict=True)]
+    for case in cases:
+        try:
+            case.plugin  # noqa: B018 - made, to see that it can be
+        except TypeError as error:
+            raise UserError(f"{kind.__name__}.examples: {error}; give the settings that it needs") from error
+    return cases
 
 
 def _case(kind: type[Plugin], example: Mapping[str, Any], zero: Mapping[str, Any] | None) -> Case:

@@ -45,18 +45,24 @@ def _half() -> dict[str, Any]:
 
 
 def half(case: Case) -> str:
-    """Compare effects with float32; then let gradients overflow in two steps, and compare with their batches left out."""
+    """Compare effects with float32; then let gradients overflow in two steps, and compare with these left out."""
     try:
         case.fit(None, noisy=False, trainer=_half())
     except RuntimeError as error:  # of a kernel that this machine lacks
         raise Inapplicable(f"the task's network does not run in float16 here: {str(error).split('. ')[0]}") from None
     text = _demand_same_effect(case, _half, _HALF, "16-mixed")
     ends = [case.fit(case.make, kind=kind, trainer=_half()) for kind in (_LeavingOut, _Overflowing)]
-    scales = [core.trainer.precision_plugin.scaler.get_scale() for core in ends]  # type: ignore[union-attr]
+    scales = [_scaler_of(core).get_scale() for core in ends]
     if scales[0] != scales[1]:
         raise Failed(f"steps were not skipped: the scale is {scales[1]}, not {scales[0]}")
     demand_same_bits(ends[0].model.state_dict(), ends[1].model.state_dict(), "skipped steps leave a trace")
     return f"{text}; skipped steps: the same bits"
+
+
+def _scaler_of(core: Core) -> torch.amp.GradScaler:
+    precision = core.trainer.precision_plugin
+    assert isinstance(precision, MixedPrecision) and precision.scaler is not None
+    return precision.scaler
 
 
 class _Overflowing(Core):
@@ -82,7 +88,7 @@ class _LeavingOut(Core):
     def training_step(self, window: Window, batch_idx: int) -> None:
         super().training_step(window, batch_idx)
         if self.at.index - 1 in _SKIPPED:
-            scaler = self.trainer.precision_plugin.scaler  # type: ignore[union-attr]
+            scaler = _scaler_of(self)
             scaler.scale(torch.zeros(1))  # where no step was made yet it has no scale to lower
             scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
 

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from framework.errors import UserError
+from framework.errors import NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from framework.testing.case import Case
@@ -92,6 +92,8 @@ class Check(NamedTuple):
             text = self.measure(case)
         except Inapplicable as reason:
             return Status.INAPPLICABLE, str(reason)
+        except NonFiniteError as error:  # no refusal: nobody meant it
+            return Status.FAILS, str(error)
         except UserError as error:
             return Status.REFUSED, str(error)
         except Failed as failure:

@@ -87,54 +87,61 @@ def _asked(core: Core, kind: str) -> Any:
 
 
 class _Stumble(Exception):
-    pass
+    """An error in the forward."""
 
 
 class _Stumbling(Core):
     """Raises, or leaves the batch out, in one step at a chosen call of the network."""
 
-    at_call: float = float("inf")
+    at_call: int | None = None
     raises: type[BaseException] | None = None
     calls = 0
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
 
     def training_step(self, window: Window, batch_idx: int) -> None:
-        here = self.at.index == STEP
-        if here:
-            self.before = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+        if self.at.index == STEP:
+            self.before = self.weights()
+        elif self.at.index == STEP + 1:
+            self.after = self.weights()
         super().training_step(window, batch_idx)
-        if here:
-            self.after = {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return a copy of the weights."""
+        return {name: weight.detach().clone() for name, weight in self.model.named_parameters()}
 
     def compute_loss(self, batch: Any) -> Outcome:
         outcome = super().compute_loss(batch)
         if self.at.index == STEP and self.model.training:
             self.calls += 1
-            if self.calls == self.at_call:
-                if self.raises is None:
-                    self.at_call += 1  # every micro-batch, and every second look at it
-                    return Outcome(None)
+            if self.raises is None and self.at_call is not None:
+                return Outcome(None)
+            if self.raises is not None and self.calls == self.at_call:
                 raise self.raises
         return outcome
 
 
 def undone(case: Case) -> str:
     """Raise within a step at the first and at the last call of the network, and leave a step's batches out."""
-    calls = case.fit(case.make, kind=_stumbling(None, float("inf")), accumulate=2, batch=8).calls  # type: ignore[attr-defined]
-    ways = [(_Stumble, 1), (_Stumble, calls), (KeyboardInterrupt, 1), (KeyboardInterrupt, calls), (None, 1)]
-    for raises, call in ways:
-        core = case.core(case.make, kind=_stumbling(raises, call), accumulate=2, batch=8)
-        assert isinstance(core, _Stumbling)
-        try:
-            train(core)
-        except (_Stumble, KeyboardInterrupt, SystemExit):  # Lightning makes an exit of a Ctrl-C
-            core.after = {name: weight.detach() for name, weight in core.model.named_parameters()}
-        way = f"{raises.__name__.strip('_')} in call {call} of {calls}" if raises else "a step whose loss is None"
+    calls = _stumble(case, None, None).calls
+    ways = [(kind, call) for kind in (_Stumble, KeyboardInterrupt) for call in sorted({1, calls})]
+    for kind, call in [*ways, (None, 1)]:
+        core = _stumble(case, kind, call)
+        way = f"{kind.__name__.strip('_')} in call {call} of {calls}" if kind else "a step whose loss is None"
         demand_same_bits(core.before, core.after, f"{way} leaves changed weights")
-    return f"{len(ways)} ways out, {calls} calls of the network a step: the same bits"
+    return f"{len(ways) + 1} ways out, {calls} calls of the network a step: the same bits"
 
 
-def _stumbling(raises: type[BaseException] | None, at_call: float) -> type[Core]:
-    return type("_Stumbling", (_Stumbling,), {"raises": raises, "at_call": at_call})
+def _stumble(case: Case, raises: type[BaseException] | None, at_call: int | None) -> _Stumbling:
+    """Train until the stumble, or past the step, and return the core as it was left."""
+    kind = type("_Stumbling", (_Stumbling,), {"raises": raises, "at_call": at_call})
+    core = case.core(case.make, kind=kind, accumulate=2, batch=8)
+    assert isinstance(core, _Stumbling)
+    try:
+        train(core)
+    except (_Stumble, KeyboardInterrupt, SystemExit):  # Lightning makes an exit of a Ctrl-C
+        core.after = core.weights()
+    return core
 
 
 # ---- draws -----------------------------------------------------------------------------------------------------------
@@ -171,7 +178,7 @@ class _Draws(Plugin):
         return batch
 
     def penalty(self, step: Step) -> None:
-        self._see("the network's dropout", step, self.drop_.mask.clone())  # type: ignore[union-attr, operator]
+        self._see("the network's dropout", step, self.drop_.mask.clone())
         self._see_generators("after a forward", step)
 
     def after_update(self, step: Step) -> None:
@@ -242,7 +249,7 @@ def statistics(case: Case) -> str:
     counts = []
     for make in (None, case.make):
         core = case.fit(make, accumulate=2, batch=8, trainer={"max_epochs": 1})
-        counts.append(int(core.model.get_submodule("norm").num_batches_tracked))  # type: ignore[arg-type]
+        counts.append(int(core.model.get_submodule("norm").num_batches_tracked))
     if counts[0] != counts[1]:
         raise Failed(f"{counts[1]} batches counted, {counts[0]} without it")
     return f"{counts[0]} micro-batches, {counts[1]} counted"
