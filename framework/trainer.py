@@ -112,6 +112,10 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
+    except RuntimeError as error:
+        if str(error).startswith("Error(s) in loading state_dict"):
+            raise UserError(f"the checkpoint does not fit this network: {one_line(error)}") from error
+        raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         home = str(frame.f_globals.get("__name__", "")).partition(".")[0]
