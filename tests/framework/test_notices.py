@@ -55,8 +55,19 @@ def test_states_go_by_name() -> None:
     TOLD.clear()
     state = Notices([Listens(name="a"), Silent(), Listens(name="b")]).state_dict()
     assert state == {"a": {"name": "a"}, "b": {"name": "b"}}
-    Notices([Listens(name="b"), Listens(name="new")]).load_state_dict(state)
+    alone = Notices([Listens(name="b"), Listens(name="new")], group=1)
+    alone.on_load_checkpoint(None, None, {"callbacks": {"plugins/0": state, "ModelCheckpoint": {}}})
     assert TOLD == ["b takes b"]
+
+
+def test_states_are_found_though_other_plugins_stand_in_the_list(core_of: Any, train: Any, tmp_path: Any) -> None:
+    """A resumed or tested run may leave plugins out, or have new ones and plain callbacks between them."""
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="kept")
+    train(core_of(Listens(name="a"), Listens(name="b")), callbacks=[keep], enable_checkpointing=True)
+    TOLD.clear()
+    changed = as_callbacks([Listens(name="new"), Plain(), Listens(name="b")])
+    train(core_of(), callbacks=changed, ckpt_path=tmp_path / "kept.ckpt", max_epochs=2)
+    assert [told for told in TOLD if "takes" in told] == ["b takes b"]
 
 
 def test_groups_of_plugins_have_keys_of_their_own() -> None:
