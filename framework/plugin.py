@@ -308,7 +308,8 @@ class Plugin(Callback):
     def describe(self) -> str:
         """Return the plugin as the recipe would write it."""
         shown = [f for f in dataclasses.fields(self) if f.name != "name"]
-        parts = [f"{f.name}={getattr(self, f.name)!r}" for f in shown if not _is_default(f, getattr(self, f.name))]
+        values = [(f.name, getattr(self, f.name)) for f in shown if not _is_default(f, getattr(self, f.name))]
+        parts = [f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in values]
         return f"{type(self).__name__}({', '.join(parts)})"
 
 
