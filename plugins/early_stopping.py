@@ -268,7 +268,7 @@ def training_loss(core: Core) -> float:
     try:
         with core.evaluation(), trainer.precision_plugin.val_step_context():
             for batch in core.data.eval_loader("train"):
-                batch = core.transfer_batch_to_device(batch, device, 0)
+                batch = core.transfer_batch_to_device(trainer.precision_plugin.convert_input(batch), device, 0)
                 outcome: Any = core.compute_loss(batch)
                 loss = getattr(outcome, "loss", outcome)  # a subclass may return J bare
                 if loss is not None:

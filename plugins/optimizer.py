@@ -150,7 +150,13 @@ class Optimizer(Plugin):
 
     examples = (
         {"lr": 0.01, "weight_decay": 0.1},
-        {"cls": "SGD", "lr": 0.1, "groups": {"head": {"lr_scale": 2.0}}, "clip_norm": 0.1},
+        {
+            "cls": "SGD",
+            "lr": 0.1,
+            "options": {"momentum": 0.9},
+            "groups": {"head": {"lr_scale": 2.0}},
+            "clip_norm": 1.0,
+        },
         {"cls": "Muon", "lr": 0.01},
         {"cls": "LBFGS", "lr": 0.1, "options": {"max_iter": 2}},
     )

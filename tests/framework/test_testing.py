@@ -82,6 +82,24 @@ def test_bundled_plugin_holds(kind: type[Plugin], check: Check) -> None:
     check(cases_of(kind)[0]).require()
 
 
+# once wrong: dropout of averaged statistics drew from the global generator and knew no float64; VAT's divergence was
+# rounded to float32; squares of Cutout moved with the default type; fused momentum was spoilt by a skipped first step
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        ("weight_average1", "draws"),
+        ("weight_average1", "fp64"),
+        ("adversarial2", "micro"),
+        ("cutout1", "fp64"),
+        ("optimizer2", "fp16"),
+        ("early_stopping1", "resume"),
+    ],
+)
+def test_what_a_check_found_once_holds(case: str, name: str) -> None:
+    result = check_named(name)(BUNDLED[case])
+    assert result.status is Status.HOLDS, result.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 @pytest.mark.parametrize("case", BUNDLED.values(), ids=BUNDLED)

@@ -470,6 +470,20 @@ def test_the_training_loss_is_measured_as_in_evaluation() -> None:
     assert stopping(run).train_loss_ == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_the_training_loss_is_measured_in_the_precision_of_the_run(precision: str) -> None:
+    x, y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(20, 1)
+
+    def recipe() -> Recipe:
+        plugins = [EarlyStopping(then="continue", max_extra_epochs=1)]
+        trainer = {"max_epochs": 1, "precision": precision, **QUIET}
+        return Recipe(
+            nn.Linear(3, 1), Data((x, y), (x, y + 9), batch_size=8), mse_loss, plugins=plugins, trainer=trainer
+        )
+
+    assert [phase.epochs for phase in fit(recipe, logs=None).phases] == [1]
+
+
 @pytest.mark.parametrize("then", ["retrain", "continue"])
 def test_a_phase_cut_off_leaves_the_best_of_the_run(then: Any, tmp_path: Path) -> None:
     cut = Raise(KeyboardInterrupt(), 3, fit=2)  # one for both trainings: it counts them

@@ -364,6 +364,20 @@ def test_a_grad_scaler_changes_nothing(cls: str, core_of: Callable[..., Core], t
         assert torch.allclose(ours, theirs, atol=5e-3)
 
 
+@pytest.mark.parametrize("cls", ["SGD", "AdamW"])
+def test_a_first_step_that_is_skipped_leaves_no_state(
+    cls: str, core_of: Callable[..., Core], train: Callable[..., object]
+) -> None:
+    options = {"momentum": 0.9} if cls == "SGD" else {}
+    core = core_of(Optimizer(cls, lr=0.1, options=options))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    train(core, plugins=[MixedPrecision("16-mixed", device="cpu", scaler=scaler)], max_steps=1)
+    assert scaler.get_scale() == 2.0**39
+    optimizer = core.trainer.optimizers[0]
+    assert optimizer.defaults["fused"]
+    assert not optimizer.state
+
+
 # ---- Muon ------------------------------------------------------------------------------------------------------------
 
 
