@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from framework.plugin import Plugin
-from framework.testing import invariance, numerics, precision, traces
+from framework.testing import draws, evaluation, invariance, numerics, precision, traces
 from framework.testing.case import Case
 from framework.testing.result import Check, Result
 from framework.testing.task import TASKS, Task
@@ -15,9 +15,9 @@ CHECKS: tuple[Check, ...] = (
     Check("micro", "micro-batches give the step of one batch, a short last step included", invariance.micro_batches),
     Check("ranks", "two ranks give the step of one process, and hold the same bits", invariance.ranks),
     Check("resume", "a resumed run equals an uninterrupted one, bit for bit", invariance.resume),
-    Check("eval", "evaluation of given weights equals the bare network's, bit for bit", traces.evaluation),
+    Check("eval", "evaluation of given weights equals the bare network's, bit for bit", evaluation.evaluation),
     Check("undone", "errors, Ctrl-C and batches left out leave the weights as before the step", traces.undone),
-    Check("draws", "nobody else's random draws change", traces.draws),
+    Check("draws", "nobody else's random draws change", draws.draws),
     Check("state", "the state loads with weights_only=True and comes back the same", traces.state),
     Check("norms", "BatchNorm counts one forward a micro-batch", traces.statistics),
     Check("slope", "weight_penalty_gradient is the gradient of weight_penalty", numerics.slope),

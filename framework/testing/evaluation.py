@@ -1,0 +1,71 @@
+"""The check that evaluation is the bare network's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from framework.module import Core
+from framework.testing.case import Case, apart
+from framework.testing.compare import demand_same_bits, same_bits
+from framework.testing.result import Failed
+
+
+def _copied(core: Core) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in core.model.state_dict().items()}
+
+
+class _Validations(pl.Callback):
+    """Keeps the weights and the validation loss of each validation."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[dict[str, Tensor], float]] = []
+        self._before: dict[str, Tensor] = {}
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Core)
+        self._before = _copied(pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Core)
+        after = _copied(pl_module)
+        demand_same_bits(self._before, after, "validation changes the weights", excusable=False)
+        self.seen.append((after, float(trainer.callback_metrics["val/loss"])))
+
+
+def evaluation(case: Case) -> str:
+    """Validate after every step, then give the bare network the same weights; test and predict at the end."""
+    seen = _Validations()
+    core = case.fit(case.make, trainer={"val_check_interval": 1, "max_epochs": 1, "callbacks": [seen]})
+    for weights, loss in seen.seen:
+        bare = _bare(case, weights)
+        expected = _asked(bare, "validate")["val/loss"]
+        if not same_bits(loss, expected):
+            raise Failed(f"val/loss is {loss!r}, of the bare network {expected!r}")
+    bare = _bare(case, _copied(core))
+    for kind in ("test", "predict"):
+        if not same_bits(_asked(core, kind), _asked(bare, kind)):
+            raise Failed(f"{kind} gives something else than the bare network")
+    return f"{len(seen.seen)} validations, test and predict: the same bits"
+
+
+def _bare(case: Case, weights: dict[str, Tensor]) -> Core:
+    core = Core(case.task.model(torch.float32, True), case.task.loss, data=case.task.data(torch.float32, 16))
+    try:
+        core.model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise Failed(f"the bare network does not take the weights: {' '.join(str(error).split())}") from None
+    return core
+
+
+def _asked(core: Core, kind: str) -> Any:
+    with apart():
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = pl.Trainer(accelerator="cpu", devices=1, enable_checkpointing=False, **quiet)
+        if kind == "predict":
+            return trainer.predict(core)
+        (trainer.validate if kind == "validate" else trainer.test)(core, verbose=False)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
