@@ -17,7 +17,6 @@ from framework.fetch import DataFile, fetch
 from plugins.early_stopping import EarlyStopping
 from plugins.hidden_noise import HiddenNoise
 from plugins.optimizer import Optimizer
-from plugins.schedule import Schedule
 from plugins.weight_average import WeightAverage
 from plugins.weight_noise import WeightNoise
 
@@ -88,7 +87,7 @@ def recipe(
         epochs: passes over the training part.
         batch_size: chorales an optimizer step.
         width: units of the LSTM.
-        lr: highest learning rate of the one-cycle schedule.
+        lr: learning rate; constant, since the average of weights does what a falling rate does.
         weight_noise: standard deviation of the noise on the LSTM's weights.
         dropout: share of the LSTM's outputs that are masked.
         decay: of the moving average of weights that is evaluated.
@@ -103,8 +102,7 @@ def recipe(
             HiddenNoise("lstm", kind="masking", rate=dropout),
             WeightAverage(decay=decay),
             Optimizer("AdamW", lr=lr, clip_norm=1.0),
-            Schedule("one_cycle", warmup=0.15),
-            EarlyStopping(patience=10),
+            EarlyStopping(patience=5),
         ],
         trainer={"max_epochs": epochs},
     )

@@ -93,8 +93,8 @@ class BalancedCrossEntropy(nn.Module):
 def recipe(
     name: str = "Australian",
     data: Path | None = None,
-    epochs: int = 60,
-    steps: int = 4000,
+    epochs: int = 150,
+    steps: int = 3000,
     batch_size: int = 128,
     width: int = 256,
     lr: float = 2e-3,
@@ -136,6 +136,4 @@ def recipe(
             Schedule("one_cycle"),
         ],
         trainer={"max_epochs": min(epochs, max(3, steps // steps_an_epoch))},
-        monitor="val/balanced_accuracy",
-        mode="max",
     )
