@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from framework.errors import UserError
@@ -40,12 +37,3 @@ def test_value_errors_of_lightnings_own_are_told() -> None:
 
 def test_one_line() -> None:
     assert one_line(ValueError(" a\n\n b\t")) == "a b"
-
-
-def test_sharded_parameters_are_refused_in_one_line(core_of: Any, train: Any) -> None:
-    def ask() -> None:
-        with refusals():
-            train(core_of(), strategy=ModelParallelStrategy(), devices=1)
-
-    with pytest.raises(UserError, match="configure_model"):
-        ask()
