@@ -31,8 +31,9 @@ def test(recipe: Source | Run, **order: Any) -> dict[str, float]:
     Args:
         recipe: a :class:`Run`, evaluated with the parameters that it handed back, or what :func:`fit` takes.
         **order: ``ckpt``: ``"best"`` (default), ``"last"`` or a path; ``run``: the run's folder, by default the newest
-            of that recipe in ``logs``; and ``seed``, ``parameters``, ``trainer``, ``settings``, ``with_``, ``without``,
-            ``logs`` as for :func:`framework.fit`, by default those of the run.
+            of that recipe in ``logs``; ``seed``, ``parameters``, ``settings``, ``with_`` and ``without`` as for
+            :func:`framework.fit`, on top of those of the run; ``trainer``, options on top of the recipe's, of which
+            those count that say on what to run; ``logs``.
 
     Raises:
         UserError: where there is no such run, checkpoint or data part.

@@ -66,7 +66,8 @@ class Order:
             self._factory = load_recipe(self.file) if self.file is not None else source  # type: ignore[assignment]
             name = getattr(self._factory, "__name__", "recipe")
             module = getattr(self._factory, "__module__", "recipe").rpartition(".")[2]
-            self.name = self.file.stem if self.file is not None else module if name == "recipe" else name
+            name = module if name == "recipe" else name if name.isidentifier() else "recipe"
+            self.name = self.file.stem if self.file is not None else name
 
     def build(self) -> Recipe:
         """Return the recipe with the edits applied; a fresh one at every call."""
