@@ -1,4 +1,8 @@
-"""Bach's chorales, note by note: an LSTM predicts the next frame of 88 keys, its weights disturbed by noise."""
+"""Bach's chorales, note by note: an LSTM predicts the next frame of 88 keys, its weights disturbed by noise.
+
+Larger and longer, for a lower negative log-likelihood: ``--width 1000 --dropout 0.6 --decay 0.998 --epochs 60
+--set early_stopping.patience=8``.
+"""
 
 from __future__ import annotations
 
