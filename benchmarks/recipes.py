@@ -22,7 +22,8 @@ from typing import Any
 
 import yaml
 
-from framework import fit, test
+from framework import fit
+from framework import test as evaluate
 from framework.edit_recipe import name_of
 from framework.load import build_recipe, load_recipe
 
@@ -48,7 +49,7 @@ def measure(
         began = time.perf_counter()
         run = fit(recipe, seed=seed, parameters=parameters, trainer={**QUIET, **trainer}, without=without, logs=logs)
         seconds = time.perf_counter() - began
-        metrics = test(recipe, run=run.folder, ckpt="best", trainer=QUIET)
+        metrics = evaluate(recipe, run=run.folder, ckpt="best", trainer=QUIET)
     return {**metrics, "seconds": seconds, "best_epoch": run.best_epoch, "epochs": run.epochs}
 
 
