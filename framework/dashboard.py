@@ -18,6 +18,7 @@ from framework.data import TrainLoader
 from framework.patterns import is_weight
 from framework.pictures import grid, is_pictures, raw_pictures, span
 from framework.settings import plain
+from framework.shards import locals_of
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -129,7 +130,7 @@ class Dashboard(pl.Callback):
         for prefix, layer in core.model.named_modules():
             for name, weight in layer.named_parameters(recurse=False):
                 if is_weight(layer, name, weight):
-                    flat = weight.detach().flatten()
+                    flat = locals_of([weight.detach()])[0].flatten()  # of a sharded weight rank zero's part
                     sample = flat[:: -(-flat.numel() // _SAMPLED) or 1].float().cpu()
                     finite = sample[sample.isfinite()]
                     tag = f"weights/{prefix}.{name}".removesuffix(".weight")

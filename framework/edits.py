@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from framework.shards import copy_into
+
 
 class WeightEdits:
     """Saves weights before they are edited in place and copies them back, bit for bit.
@@ -46,7 +48,7 @@ class WeightEdits:
                 if copy is None or copy.dtype != weight.dtype or copy.device != weight.device:
                     copy = self._copies[level, weight] = torch.empty_like(weight, requires_grad=False)
                 kept.append(copy)
-            torch._foreach_copy_(kept, [weight.detach() for weight in fresh])
+            copy_into(kept, fresh)
             saved.update(zip(fresh, kept, strict=True))
         return weights
 
@@ -56,7 +58,7 @@ class WeightEdits:
         """Put back every weight saved at this level; without open edits it does nothing."""
         saved = self._levels[-1]
         if saved:
-            torch._foreach_copy_([weight.detach() for weight in saved], list(saved.values()))
+            copy_into(list(saved), list(saved.values()))
             saved.clear()
 
     @contextmanager

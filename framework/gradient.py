@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from framework.batch import Outcome, size_of
 from framework.data import Window
 from framework.errors import NonFiniteError, UserError
+from framework.shards import is_sharded
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -44,6 +45,8 @@ class Gradient:
         self._penalties = [(plugin.name, plugin.penalty) for plugin in core.answers.of("penalty")]
         self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
         self._wrapper: DistributedDataParallel | None = None
+        self._sharded = False
+        self._buffers: list[Tensor] = []
         self._backward: Callable[[Tensor], None] = core.manual_backward
         self._counts_samples = True
 
@@ -58,6 +61,8 @@ class Gradient:
         self._autocast = precision.forward_context if isinstance(precision, MixedPrecision) else None
         wrapped = trainer.strategy.model
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
+        self._sharded = any(is_sharded(parameter) for parameter in core.model.parameters())
+        self._buffers = list(core.model.buffers()) if self._sharded and core.at.world > 1 else []
         self._backward = core.manual_backward
         hooks = ("on_before_backward", "on_after_backward", "backward")
         watched = any(has_own(one, hook) for one in listeners(core) for hook in hooks)
@@ -86,6 +91,8 @@ class Gradient:
             if value is not None:
                 total = value if total is None else total + value
             step.start += step.count
+        for buffer in self._buffers:  # running statistics are those of rank zero's samples, as under ddp
+            torch.distributed.broadcast(buffer, 0)
         return total
 
     def _shares(self, window: Window, counts: list[int]) -> tuple[list[float], list[float]]:
@@ -123,6 +130,11 @@ class Gradient:
             outcome = self.outcome(batch)
             if outcome.loss is not None:
                 objective = self._objective(outcome.loss, size)
+            elif self._sharded:
+                raise UserError(
+                    f"step {step.index}: a batch cannot be left out (a loss of None) where ranks share the parameters"
+                    " out and wait for one another; use strategy='ddp', or return a loss of 0 that has a graph"
+                )
             elif self._wrapper is None:
                 return None
             else:  # the other ranks wait for this one's gradient

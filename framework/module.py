@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -27,8 +27,12 @@ from framework.patterns import Patterns
 from framework.plugin import Plugin
 from framework.recorder import Entry, Recorder
 from framework.relations import check_relations
+from framework.shards import data_mesh, is_sharded
 from framework.step import Step
 from framework.update import Update
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # what Lightning asks of modules that it steps itself, and what to use in its place
 _NOT_ASKED = {
@@ -149,6 +153,22 @@ class Core(pl.LightningModule):
             )
         return loss_of(self.loss, prediction, target)
 
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Share the parameters out among the processes of a mesh, in place; asked under ``strategy="fsdp2"``.
+
+        By default the network is one unit: its parameters are gathered at once for forward and again for backward,
+        while gradients, the optimizer's state and what plugins keep stay shared out. To gather less at a time override
+        it: ``fully_shard`` each block first, then the network.
+
+        Args:
+            model: the network.
+            mesh: the processes.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        # gathered parameters that stayed after an evaluation would hide later changes of the weights
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
     def count(self, batch: Any) -> int | Tensor:
         """Return how many equal parts J is a mean over in this batch; by default its samples."""
         return size_of(batch)
@@ -168,7 +188,7 @@ class Core(pl.LightningModule):
         return self.observers.watch(plugin, patterns)
 
     def attach_plugins(self) -> None:
-        """Tell the plugins that the network is ready, then compile it; once."""
+        """Tell the plugins that the network is ready, then compile it; once, and anew where it was sharded since."""
         if self._attached:
             return
         self._attached = True
@@ -180,6 +200,15 @@ class Core(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Attach the plugins, before weights and states are restored."""
+        self.attach_plugins()
+
+    def configure_model(self) -> None:
+        """Share the parameters out among processes where the strategy is to, and attach the plugins to the shards."""
+        mesh = data_mesh(self)
+        if mesh is None or any(is_sharded(parameter) for parameter in self.model.parameters()):
+            return
+        self.shard(self.model, mesh)
+        self._attached = False  # the parameters that plugins found before are no longer the network's
         self.attach_plugins()
 
     def parameter_groups(self) -> list[dict[str, Any]]:

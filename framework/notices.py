@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from framework.plugin import Plugin
+from framework.shards import whole
 
 _KEY = "plugins/"
 _NOTICES = tuple(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
@@ -40,8 +41,8 @@ class Notices(Callback):
         return f"{_KEY}{self._group}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the plugins' states by name."""
-        return {plugin.name: state for plugin in self._plugins if (state := plugin.state_dict())}
+        """Return the plugins' states by name, sharded tensors made whole: one rank's part would be saved alone."""
+        return {plugin.name: whole(state) for plugin in self._plugins if (state := plugin.state_dict())}
 
     def _find_states(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Give the plugins their states, in whichever group they are kept."""

@@ -163,6 +163,9 @@ class Plugin(Callback):
     def attach(self, core: Core) -> None:
         """Look at the finished network: resolve patterns, keep references in attributes that end in ``_``. Notify.
 
+        Asked again, to start afresh, where the network's parameters are sharded after that (``strategy="fsdp2"``): they
+        are other tensors then, of which a rank holds a part, see :mod:`framework.shards`.
+
         A plugin with :meth:`transform_activation` chooses its layers by ``core.observe(self, patterns)`` here.
         """
 
@@ -302,7 +305,10 @@ class Plugin(Callback):
     # ---- a few words that tell ---------------------------------------------------------------------------------------
 
     def limits(self) -> Mapping[str, str]:
-        """Return what cannot hold with these settings, a reason by name of a check of :mod:`framework.testing`."""
+        """Return what cannot hold with these settings, a reason by name of a check of :mod:`framework.testing`.
+
+        A reason for ``"sharded"`` refuses the run before training where ranks share the parameters out.
+        """
         return {}
 
     def describe(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from framework.shards import copy_into, is_sharded, laid_out_as
+
 
 class Snapshot:
     """A copy of a network's parameters and buffers, on their devices.
@@ -35,14 +37,15 @@ class Snapshot:
         now = tensors_of(model)
         kept = {name: tensor for name, tensor in self.tensors.items() if name in now and _alike(tensor, now[name])}
         self.tensors = {name: kept[name] if name in kept else torch.empty_like(tensor) for name, tensor in now.items()}
-        torch._foreach_copy_(list(self.tensors.values()), list(now.values()))
+        copy_into(list(self.tensors.values()), list(now.values()))
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def put_back(self, model: nn.Module) -> None:
         """Copy the snapshot into the network, bit for bit."""
         now = tensors_of(model)
-        torch._foreach_copy_([now[name] for name in self.tensors], list(self.tensors.values()))
+        kept = [laid_out_as(tensor, now[name]) for name, tensor in self.tensors.items()]
+        copy_into([now[name] for name in self.tensors], kept)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -51,4 +54,5 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+    return alike and is_sharded(one) == is_sharded(other)

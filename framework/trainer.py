@@ -112,6 +112,11 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
+    except IsADirectoryError as error:
+        raise UserError(
+            f"{error.filename}: a checkpoint in parts, which only the strategy that wrote it can read; evaluate with"
+            " --trainer.strategy and devices of the run, or train with strategy='fsdp2', which writes it whole"
+        ) from error
     except RuntimeError as error:
         if str(error).startswith("Error(s) in loading state_dict"):
             raise UserError(f"the checkpoint does not fit this network: {one_line(error)}") from error

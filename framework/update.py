@@ -15,6 +15,7 @@ from framework.data import Window
 from framework.errors import UserError
 from framework.gradient import has_own, listeners, named_terms, without_autocast
 from framework.settings import Positive, problem_of
+from framework.shards import whole
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -168,18 +169,18 @@ class Update:
                 torch.nn.utils.clip_grad_value_(self._parameters, self._clip_value)
             else:
                 norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_value)
-                self._core.at.record("grad_norm", norm)
+                self._core.at.record("grad_norm", whole(norm))
         if len(clipped) > 1:
             raise UserError(f"gradients are clipped by {' and by '.join(clipped)}, and only one may; take one out")
         if not clipped and self._core.at.logged:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._core.at.record("grad_norm", torch.nn.utils.get_total_norm(gradients))
+            self._core.at.record("grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     @torch.no_grad()
     def _weight_terms(self) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for plugin in self._weight_penalties:
-            terms.update(named_terms(plugin.name, plugin.weight_penalty(self._core.at)))
+            terms.update(whole(named_terms(plugin.name, plugin.weight_penalty(self._core.at))))
         return terms
 
     def weight_terms(self) -> dict[str, Tensor]:

@@ -121,6 +121,10 @@ class EarlyStopping(Plugin):
 
     examples = ({"patience": 1, "min_delta": 10.0},)
 
+    def limits(self) -> Mapping[str, str]:
+        """Tell what a later phase cannot hold."""
+        return {"sharded": f"then={self.then!r} goes on with a network that is whole"} if self.then else {}
+
     def lint(self, plan: Plan) -> Iterator[Finding]:
         """Tell a metric that nobody logs, and a stop before other plugins have what they are for."""
         if reason := plan.why_never_logged(self.monitor, "val"):

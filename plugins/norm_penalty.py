@@ -16,6 +16,7 @@ from framework.finding import Finding, some
 from framework.patterns import Patterns, select_weights
 from framework.plugin import Plugin
 from framework.settings import Bounds, NonNegative, Probability
+from framework.shards import completed, laid_out_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,7 +37,7 @@ def norm(weights: list[Tensor], p: float) -> Tensor:
         >>> norm([torch.tensor([3.0, -4.0])], 2).item(), norm([torch.tensor([3.0, -4.0])], 1).item()
         (12.5, 7.0)
     """
-    return torch.stack(torch._foreach_norm(weights, p)).pow(p).sum() / p
+    return torch.stack(completed(torch._foreach_norm(weights, p))).pow(p).sum() / p
 
 
 def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, p: float) -> None:
@@ -111,7 +112,7 @@ def _group_norms(weights: list[Tensor], groups: Groups, *, weigh: bool) -> list[
     # torch has no foreach reduction along a dimension: the one loop over tensors here
     norms = [torch.linalg.vector_norm(w, dim=[d for d in range(w.ndim) if d != kept], keepdim=True) for w in weights]
     root = [(w.numel() / w.shape[kept]) ** (0.5 if weigh else -0.5) for w in weights]
-    return list(torch._foreach_mul(norms, root))
+    return list(torch._foreach_mul(completed(norms), root))
 
 
 @dataclasses.dataclass
@@ -251,7 +252,7 @@ class NormPenalty(Plugin):
 
     def _start_at(self, start: dict[str, Tensor]) -> None:
         for part in self.parts_:
-            part.start = [start[name].to(weight) for name, weight in part.named()]
+            part.start = [laid_out_as(start[name].to(weight), weight) for name, weight in part.named()]
         self.shares_ = None
 
     def _select(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _OWN = ("lr", "weight_decay", "fused")
+# torch has no operators for these on sharded tensors, or they would move each part by itself
+_WHOLE = ("Adafactor", "LBFGS", "Muon", "Rprop")
 _SCALES = ("lr_scale", "decay_scale")
 
 
@@ -162,12 +164,14 @@ class Optimizer(Plugin):
     )
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what an optimizer that evaluates the objective itself cannot hold."""
-        closure = inspect.signature(optimizer_class(self.cls).step).parameters.get("closure")
+        """Tell what an optimizer that needs weights whole, or evaluates the objective itself, cannot hold."""
+        cls = optimizer_class(self.cls)
+        limits = {"sharded": f"{cls.__name__} needs each weight whole"} if cls.__name__ in _WHOLE else {}
+        closure = inspect.signature(cls.step).parameters.get("closure")
         if closure is None or closure.default is not inspect.Parameter.empty:
-            return {}
+            return limits
         reason = "it evaluates the objective several times a step, each time at weights it moved to"
-        return dict.fromkeys(("undone", "norms"), reason)
+        return limits | dict.fromkeys(("undone", "norms"), reason)
 
     def check(self) -> None:
         """Check the options against the class's signature, and what excludes one another."""

@@ -15,6 +15,7 @@ from framework.batch import input_of
 from framework.finding import Finding
 from framework.plan import Plan
 from framework.settings import PositiveInt, Probability
+from framework.shards import copy_into, laid_out_as, locals_of
 
 
 def exponential_share(updates: int, decay: float) -> float:
@@ -45,7 +46,7 @@ def equal_share(updates: int) -> float:
 @torch.no_grad()
 def average_(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
     """Move averages in place by a share of the way to the weights."""
-    torch._foreach_lerp_(list(averages), list(weights), share)
+    torch._foreach_lerp_(locals_of(averages), locals_of(weights), share)
 
 
 class WeightAverage(Plugin):
@@ -138,7 +139,7 @@ class WeightAverage(Plugin):
         statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         with core.edits.nested():
             with torch.inference_mode(False), torch.no_grad():
-                torch._foreach_copy_(core.edits.save(self.weights_), self.averages_)
+                copy_into(core.edits.save(self.weights_), self.averages_)
                 if norms:
                     core.edits.save(statistics)
                     self._estimate(core, norms)
@@ -170,5 +171,5 @@ class WeightAverage(Plugin):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the average."""
         self.updates_ = state_dict["updates"]
-        kept = state_dict["averages"]
-        self.averages_ = [kept[n].to(w.device) for n, w in zip(self.names_, self.weights_, strict=True)] if kept else []
+        kept, named = state_dict["averages"], zip(self.names_, self.weights_, strict=True)
+        self.averages_ = [laid_out_as(kept[n].to(w), w) for n, w in named] if kept else []

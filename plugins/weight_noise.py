@@ -14,6 +14,7 @@ from framework.noise import normals
 from framework.patterns import Patterns, is_norm, select_weights
 from framework.plugin import Plugin, overrides
 from framework.settings import NonNegative
+from framework.shards import laid_out_as, locals_of
 from framework.step import Step
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
         [[1.5, 1.0]]
     """
     parts = torch.split(noise, [weight.numel() for weight in weights])
-    views = [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+    # a rank that holds a part of a weight disturbs it by its part of the noise
+    views = locals_of(laid_out_as(part.view(w.shape), w) for part, w in zip(parts, weights, strict=True))
+    weights = locals_of(weights)
     if kind == "gaussian":
         torch._foreach_add_(weights, views, alpha=std)
     else:
@@ -121,6 +124,7 @@ class WeightNoise(Plugin):
         limits: dict[str, str] = {}
         if self.fresh == "sequence":
             limits |= dict.fromkeys(("micro", "ranks"), "fresh='sequence' draws for each micro-batch of each rank")
+            limits["sharded"] = "fresh='sequence' draws for each rank, and ranks share one set of weights"
         if self.kind == "relative":
             limits["gradcheck"] = "the size of relative noise counts as given, though it follows the weight"
         return limits

@@ -14,6 +14,7 @@ from torch import Tensor
 from framework import Core, Plugin, Step
 from framework.batch import input_of
 from framework.settings import NonNegative
+from framework.shards import locals_of
 from framework.testing import CHECKS, Status, cases_of
 
 
@@ -101,6 +102,15 @@ class SeedsByRank(Wrong):
         noise = self.noise(torch.Generator().manual_seed(1000 * step.index + step.rank))
         for weight, one in zip(self.weights_, noise, strict=True):
             weight.grad.add_(one, alpha=self.alpha)
+
+
+class DrawsForItsPart(Wrong):
+    """Gradient noise drawn for the part of a weight that a rank holds."""
+
+    def transform_gradients(self, step: Step) -> None:
+        generator = step.generator(self)
+        for gradient in locals_of(weight.grad for weight in self.weights_):
+            gradient.add_(torch.randn(gradient.shape, generator=generator, dtype=gradient.dtype), alpha=self.alpha)
 
 
 class CountsOnEachRank(Wrong):
@@ -303,6 +313,7 @@ CAUGHT: dict[type[Plugin], str] = {
     ForgetsShortSteps: "micro",
     SeedsByRank: "ranks",
     CountsOnEachRank: "ranks",
+    DrawsForItsPart: "sharded",
     ForgetsItsCount: "resume",
     ActsInEvaluation: "eval",
     LeavesNoiseIn: "undone",

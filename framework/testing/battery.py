@@ -14,6 +14,11 @@ CHECKS: tuple[Check, ...] = (
     Check("zero", "strength zero equals absence, bit for bit, and the example's does not", invariance.zero_is_absence),
     Check("micro", "micro-batches give the step of one batch, a short last step included", invariance.micro_batches),
     Check("ranks", "two ranks give the step of one process, and hold the same bits", invariance.ranks),
+    Check(
+        "sharded",
+        "ranks that share the parameters out (fsdp2) give the step of ranks that hold them",
+        invariance.sharded,
+    ),
     Check("resume", "a resumed run equals an uninterrupted one, bit for bit", invariance.resume),
     Check("eval", "evaluation of given weights equals the bare network's, bit for bit", evaluation.evaluation),
     Check("undone", "errors, Ctrl-C and batches left out leave the weights as before the step", traces.undone),

@@ -10,10 +10,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher, _WorkerOutput
 
 from framework.errors import UserError
 from framework.module import Core
+from framework.shards import FullySharded, whole
 from framework.testing.case import Case
 from framework.testing.compare import Weights, demand_close, demand_same_bits, same_bits
 from framework.testing.result import Failed, Inapplicable
@@ -21,6 +23,9 @@ from framework.testing.result import Failed, Inapplicable
 # Runs that only differ in the order of sums are compared in float64, where one rounding is 1e-16. Six steps with
 # momentum on these tasks make some 1e-14 of it. An error of a single float32 rounding anywhere would show as 1e-8.
 SUMS = 1e-10
+
+# a plugin that lets ranks fall out of step would hang without a time limit
+_GLOO: dict[str, Any] = {"process_group_backend": "gloo", "timeout": datetime.timedelta(seconds=60)}
 
 
 def zero_is_absence(case: Case) -> str:
@@ -58,18 +63,47 @@ def micro_batches(case: Case) -> str:
 def ranks(case: Case) -> str:
     """Compare two processes, two micro-batches each, with one process."""
     how: dict[str, Any] = {"noisy": False, "dtype": torch.float64}
-    whole = case.fit(case.make, batch=16, **how)
-    one, other = _ranks(case, batch=4, accumulate=2, **how)
+    alone = case.fit(case.make, batch=16, **how)
+    one, other = _ranks(case, DDPStrategy(start_method="fork", **_GLOO), batch=4, accumulate=2, **how)
     demand_same_bits(one, other, "the two ranks hold different weights", excusable=False)
-    return demand_close(whole.model.state_dict(), one, SUMS, "2 ranks are not one process")
+    return demand_close(alone.model.state_dict(), one, SUMS, "2 ranks are not one process")
 
 
-def _ranks(case: Case, **how: Any) -> list[Weights]:
+def sharded(case: Case, **how: Any) -> str:
+    """Compare two processes that share the parameters out with two that hold them whole.
+
+    Args:
+        case: the plugin.
+        **how: what else to give both cores, see :meth:`Case.core`.
+    """
+    how = {"noisy": False, "dtype": torch.float64, "batch": 4, "accumulate": 2, **how}
+    held, _ = _ranks(case, DDPStrategy(start_method="fork", **_GLOO), **how)
+    one, other = _ranks(case, ForkedShards(), **how)
+    demand_same_bits(one, other, "the two ranks hold different weights", excusable=False)
+    return demand_close(held, one, SUMS, "sharded ranks are not ranks that hold the network whole")
+
+
+class ForkedShards(FullySharded):
+    """Shares parameters out among processes that are forked, as checks need it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**_GLOO, **options})
+
+    def _configure_launcher(self) -> None:
+        self._launcher = _Forks(self, start_method="fork")
+
+
+class _Forks(_MultiProcessingLauncher):
+    """Sends home no weights, of which each process has a part."""
+
+    def _collect_rank_zero_results(self, trainer: pl.Trainer, results: Any) -> _WorkerOutput | None:
+        if self._strategy.local_rank != 0:
+            return None
+        return _WorkerOutput(None, None, trainer.state, results, self.get_extra_results(trainer))
+
+
+def _ranks(case: Case, strategy: ParallelStrategy, **how: Any) -> list[Weights]:
     with tempfile.TemporaryDirectory() as folder:
-        # a plugin that lets ranks fall out of step would hang without a time limit
-        strategy = DDPStrategy(
-            start_method="fork", process_group_backend="gloo", timeout=datetime.timedelta(seconds=60)
-        )
         try:
             case.fit(
                 case.make,
@@ -93,7 +127,7 @@ class _Keep(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, Core)
-        torch.save(pl_module.model.state_dict(), self._folder / f"{trainer.global_rank}.pt")
+        torch.save(whole(dict(pl_module.model.state_dict())), self._folder / f"{trainer.global_rank}.pt")
 
 
 def resume(case: Case) -> str:

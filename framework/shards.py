@@ -1,0 +1,127 @@
+"""Networks whose parameters are shared out among processes: the strategy ``fsdp2``, and its sharded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor
+
+from framework.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from framework.module import Core
+
+
+class FullySharded(ModelParallelStrategy):
+    """Lightning's ``ModelParallelStrategy`` with all processes sharing the parameters out, by the name ``"fsdp2"``.
+
+    Its checkpoints are single files that hold the whole network, as those of any other strategy: they can be evaluated
+    by one process.
+
+    Args:
+        **options: further options of Lightning's class.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"tensor_parallel_size": 1, "save_distributed_checkpoint": False, **options})
+
+    def setup_environment(self) -> None:
+        """Take every process into the data-parallel group."""
+        if self._data_parallel_size == "auto":
+            self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+if "fsdp2" not in StrategyRegistry:
+    StrategyRegistry.register("fsdp2", FullySharded, description="parameters shared out by torch's fully_shard")
+
+
+def data_mesh(core: Core) -> DeviceMesh | None:
+    """Return the processes among which the run's strategy shares parameters out, None where it does not.
+
+    Raises:
+        UserError: where something in the recipe would come out wrong, naming it and what to do instead.
+    """
+    trainer = core.trainer
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        return None
+    who = "strategy='fsdp2'" if isinstance(trainer.strategy, FullySharded) else "strategy=ModelParallelStrategy(...)"
+    mesh: DeviceMesh = trainer.strategy.device_mesh
+    if mesh["tensor_parallel"].size() > 1:
+        raise UserError(
+            f"{who}: tensor_parallel_size={mesh['tensor_parallel'].size()} would give ranks of one network different"
+            " samples; use strategy='fsdp2', in which all ranks share the parameters out"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise UserError(
+            f"{who}: under precision={trainer.precision!r} each rank would look for overflow in its own part alone; use"
+            " bf16-mixed or 32-true, or strategy='ddp'"
+        )
+    for plugin in core.plugins:
+        if reason := plugin.limits().get("sharded"):
+            raise UserError(f"{who}: {plugin.describe()} cannot be right there: {reason}; use strategy='ddp'")
+    return mesh["data_parallel"]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether this rank holds a part of the tensor only."""
+    return hasattr(tensor, "full_tensor")
+
+
+def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return this rank's parts, which share their memory with the tensors; a tensor that is whole is its own part.
+
+    For what is done entry by entry: copies, sums, noise.
+    """
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+
+
+def whole(value: Any) -> Any:
+    """Return plain data with every sharded tensor made whole; all ranks have to ask."""
+    if isinstance(value, Tensor):
+        return value.full_tensor() if hasattr(value, "full_tensor") else value
+    if isinstance(value, dict):
+        return {key: whole(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(whole(entry) for entry in value)
+    return value
+
+
+def laid_out_as(tensor: Tensor, weight: Any) -> Tensor:
+    """Return a whole tensor sharded as a weight is; where the weight is whole, the tensor itself.
+
+    Args:
+        tensor: whole, on the weight's device, and the same on every rank; or sharded already.
+        weight: parameter of the network, of the same shape.
+    """
+    if not hasattr(weight, "device_mesh") or hasattr(tensor, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # every rank has the whole already: nothing is sent
+    return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+def completed(norms: Iterable[Tensor]) -> list[Tensor]:
+    """Return norms over all ranks' parts, where torch keeps those of each part until somebody asks."""
+    return [_completed(norm) if hasattr(norm, "placements") else norm for norm in norms]
+
+
+def _completed(norm: Any) -> Tensor:
+    from torch.distributed.tensor import Replicate
+
+    placements = [Replicate() if placement.is_partial() else placement for placement in norm.placements]
+    complete: Tensor = norm.redistribute(placements=placements)
+    return complete
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others that are sharded alike."""
+    torch._foreach_copy_(locals_of(t.detach() for t in targets), locals_of(s.detach() for s in sources))
