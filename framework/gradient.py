@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from framework.batch import Outcome, size_of
 from framework.data import Window
 from framework.errors import NonFiniteError, UserError
-from framework.shards import is_sharded
+from framework.shards import check_shards, is_sharded
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -61,6 +61,7 @@ class Gradient:
         self._autocast = precision.forward_context if isinstance(precision, MixedPrecision) else None
         wrapped = trainer.strategy.model
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
+        check_shards(core)
         self._sharded = any(is_sharded(parameter) for parameter in core.model.parameters())
         self._buffers = list(core.model.buffers()) if self._sharded and core.at.world > 1 else []
         self._backward = core.manual_backward
@@ -169,6 +170,11 @@ class Gradient:
             for tag, term in named_terms(name, penalty(core.at)).items():
                 if term.numel() != 1:
                     raise UserError(f"step {core.at.index}: {tag} has shape {tuple(term.shape)}, not one number")
+                if is_sharded(term):
+                    raise UserError(
+                        f"step {core.at.index}: {tag} is a term on sharded weights, of whose gradient no rank has the"
+                        " whole; give it by weight_penalty and weight_penalty_gradient, or use strategy='ddp'"
+                    )
                 terms[tag] = term
                 objective = objective + term
         if not objective.requires_grad:

@@ -243,7 +243,8 @@ class Plugin(Callback):
         r"""Return :math:`\alpha\Omega`, differentiable, for one micro-batch: a scalar or named scalars. Sum.
 
         Asked after the micro-batch's forward, with autocast off, so terms are worked out in float32. A term on
-        activations is a mean over samples.
+        activations is a mean over samples. Where parameters are sharded, a term on weights is refused: it belongs to
+        :meth:`weight_penalty`.
         """
         return None
 

@@ -10,6 +10,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
 
 from framework.errors import UserError
+from framework.finding import some
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -66,6 +67,21 @@ def data_mesh(core: Core) -> DeviceMesh | None:
         if reason := plugin.limits().get("sharded"):
             raise UserError(f"{who}: {plugin.describe()} cannot be right there: {reason}; use strategy='ddp'")
     return mesh["data_parallel"]
+
+
+def check_shards(core: Core) -> None:
+    """Refuse weights that ranks would train each for itself.
+
+    Raises:
+        UserError: where the strategy shares parameters out and an override left some as they were.
+    """
+    if isinstance(core.trainer.strategy, ModelParallelStrategy):
+        left = [name for name, p in core.model.named_parameters() if p.requires_grad and not is_sharded(p)]
+        if left:
+            raise UserError(
+                f"{type(core).__name__}: {some(left)} left whole, so that ranks would train each its own; end shard by"
+                " fully_shard of the whole network, and call super().configure_model() where that is overridden"
+            )
 
 
 def is_sharded(tensor: Tensor) -> bool:

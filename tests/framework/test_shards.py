@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from framework import evaluate
 from framework.batch import Outcome
@@ -29,7 +30,9 @@ from framework.testing import Case, Status, cases_of, check_named
 from framework.testing.invariance import ForkedShards, sharded
 from framework.testing.result import Failed
 from framework.trainer import refusals
+from plugins.activation_sparsity import ActivationSparsity
 from plugins.early_stopping import EarlyStopping
+from plugins.hidden_noise import HiddenNoise
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer
 from plugins.weight_average import WeightAverage
@@ -119,6 +122,18 @@ class LooksAtTerms(NormPenalty):
 def test_values_of_norms_are_those_over_all_parts(settings: dict[str, Any]) -> None:
     result = check(Case(lambda: LooksAtTerms(0.05, **settings)))
     assert result.status is Status.HOLDS, result.text
+
+
+class Checkpoints(Core):
+    """Runs the network again in backward."""
+
+    def forward(self, x: Any) -> Any:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("kind", [WeightNoise, HiddenNoise, ActivationSparsity], ids=lambda k: k.__name__)
+def test_activation_checkpointing(kind: type[Plugin]) -> None:
+    sharded(cases_of(kind)[0], kind=Checkpoints)
 
 
 @pytest.mark.parametrize("how", [{"kind": Blocks}, {"noisy": True}, {"compile": {"backend": "aot_eager"}}], ids=str)
@@ -213,6 +228,44 @@ class LeavesOut(Core):
 
 def test_a_batch_left_out_is_refused() -> None:
     assert "a batch cannot be left out" in refusal(kind=LeavesOut)
+
+
+class SumsSquares(Plugin):
+    """A differentiable term on weights."""
+
+    def attach(self, core: Core) -> None:
+        self.weights_ = list(core.model.parameters())
+
+    def penalty(self, step: Step) -> Tensor:
+        return torch.stack([(weight**2).sum() for weight in self.weights_]).sum()
+
+
+def test_a_differentiable_term_on_weights_is_refused() -> None:
+    result = check(Case(SumsSquares))
+    assert result.status is Status.REFUSED
+    assert "penalty/sums_squares is a term on sharded weights" in result.text
+
+
+class ShardsTheHead(Core):
+    """Leaves the rest of the network to each rank."""
+
+    def shard(self, model: nn.Module, mesh: Any) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(model.get_submodule("head"), mesh=mesh)
+
+
+class ShardsNothing(Core):
+    """Forgets the core's own."""
+
+    def configure_model(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [ShardsTheHead, ShardsNothing])
+def test_weights_that_would_be_each_ranks_own_are_refused(kind: type[Core]) -> None:
+    assert f"{kind.__name__}: " in (told := refusal(kind=kind))
+    assert "left whole, so that ranks would train each its own" in told
 
 
 def test_the_check_can_fail() -> None:

@@ -9,6 +9,7 @@ from pytorch_lightning import Callback
 from scipy import stats
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from framework import Core, Data, Recipe, UserError, fit
 from framework.edits import WeightEdits
@@ -207,6 +208,26 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.b(self.a(x))
+
+
+class Checkpointed(nn.Module):
+    """Keeps no activations but works them out again in backward."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(self.model, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "relative"])
+def test_activation_checkpointing_recomputes_with_the_same_noise(kind):
+    kept = train([WeightNoise(0.3, kind=kind)], model=make_model())
+    again = train([WeightNoise(0.3, kind=kind)], model=Checkpointed(make_model()))
+    clean = train([], model=make_model())
+    assert torch.equal(weights_of(again), weights_of(kept))
+    assert not torch.equal(weights_of(clean), weights_of(kept))
 
 
 def test_a_tied_weight_is_disturbed_once():
