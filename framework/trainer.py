@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 from framework.dashboard import Dashboard
 from framework.errors import UserError
@@ -52,7 +53,13 @@ def training_trainer(
         callbacks += phase.callbacks(keep)
     elif keep is not None:
         callbacks += _checkpoints(recipe, keep)
-    return _make(chosen, callbacks)
+    trainer = _make(chosen, callbacks)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                # an error may be one rank's alone, and to gather the network takes all
+                callback.save_on_exception = False
+    return trainer
 
 
 def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Trainer:

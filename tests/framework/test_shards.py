@@ -21,15 +21,17 @@ from torch.utils.checkpoint import checkpoint
 from framework import evaluate
 from framework.batch import Outcome
 from framework.errors import UserError
+from framework.folder import RunFolder
 from framework.module import Core
 from framework.plugin import Plugin
+from framework.recipe import Recipe
 from framework.run import fit
 from framework.shards import completed, copy_into, is_sharded, laid_out_as, locals_of, whole
 from framework.step import Step
 from framework.testing import Case, Status, cases_of, check_named
 from framework.testing.invariance import ForkedShards, sharded
 from framework.testing.result import Failed
-from framework.trainer import refusals
+from framework.trainer import refusals, training_trainer
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.early_stopping import EarlyStopping
 from plugins.hidden_noise import HiddenNoise
@@ -329,6 +331,33 @@ def test_a_script_on_two_processes_gives_what_one_gives_and_one_can_evaluate_it(
     assert evaluate.test(recipe, run=folder, trainer={"devices": 1})["test/loss"] == pytest.approx(
         metrics["test/loss"], rel=1e-5
     )
+
+
+class Fails(Core):
+    """Rank one fails in its second step."""
+
+    def compute_loss(self, batch: Any) -> Outcome:
+        if self.training and self.at.index == 1 and self.at.rank == 1:
+            raise ValueError("rank one alone")
+        return super().compute_loss(batch)
+
+
+def test_an_error_of_one_rank_ends_the_run_and_writes_no_half_of_a_checkpoint(tmp_path: Path) -> None:
+    task = Case(HoldsAPart).task
+    recipe = Recipe(task.model(torch.float32, False), task.data(torch.float32, 4), loss=task.loss, core=Fails)
+    options = {"accelerator": "cpu", "devices": 2, "strategy": ForkedShards(), "max_epochs": 1}
+    with pytest.raises(Exception, match="rank one alone|Connection|closed"):
+        fit(recipe, trainer={**options, "enable_progress_bar": False}, logs=tmp_path)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("strategy", "saves"), [("auto", True), ("fsdp2", False)])
+def test_nothing_is_gathered_on_an_error(tmp_path: Path, strategy: str, saves: bool) -> None:
+    task = Case(HoldsAPart).task
+    recipe = Recipe(task.model(torch.float32, False), task.data(torch.float32, 4), loss=task.loss)
+    options = {"accelerator": "cpu", "devices": 1 if saves else 2, "strategy": strategy}
+    trainer = training_trainer(recipe, options, RunFolder.create(tmp_path, "run"), None)
+    assert any(c.save_on_exception for c in trainer.callbacks if isinstance(c, ModelCheckpoint)) == saves
 
 
 def test_a_checkpoint_in_parts_is_told(tmp_path: Path) -> None:
