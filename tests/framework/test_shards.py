@@ -346,7 +346,7 @@ def test_an_error_of_one_rank_ends_the_run_and_writes_no_half_of_a_checkpoint(tm
     task = Case(HoldsAPart).task
     recipe = Recipe(task.model(torch.float32, False), task.data(torch.float32, 4), loss=task.loss, core=Fails)
     options = {"accelerator": "cpu", "devices": 2, "strategy": ForkedShards(), "max_epochs": 1}
-    with pytest.raises(Exception, match="rank one alone|Connection|closed"):
+    with pytest.raises(Exception, match=r"rank one alone|Connection|closed"):
         fit(recipe, trainer={**options, "enable_progress_bar": False}, logs=tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
 
