@@ -348,15 +348,18 @@ def _explained(factory: Callable[..., Recipe], order: Mapping[str, Any]) -> str:
 
 
 def _fit(path: str, order: Mapping[str, Any]) -> int:
+    from pytorch_lightning.utilities import rank_zero_only
+
     from framework.run import Interrupted, fit
     from framework.summary import summarize
 
+    tell = rank_zero_only(print)  # under ddp every rank comes through here
     try:
         run = fit(path, **order)
     except Interrupted as interrupted:
-        print(f"\n{summarize(interrupted.run)}")
+        tell(f"\n{summarize(interrupted.run)}")
         raise
-    print(f"\n{summarize(run)}")
+    tell(f"\n{summarize(run)}")
     return 0
 
 
