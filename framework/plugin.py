@@ -316,8 +316,15 @@ class Plugin(Callback):
         """Return the plugin as the recipe would write it."""
         shown = [f for f in dataclasses.fields(self) if f.name != "name"]
         values = [(f.name, getattr(self, f.name)) for f in shown if not _is_default(f, getattr(self, f.name))]
-        parts = [f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in values]
+        parts = [f"{name}={_in_words(value)}" for name, value in values]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def _in_words(value: Any) -> str:
+    """Return functions and classes by name, whose ``repr`` tells an address, and everything else by its ``repr``."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_words, value))}]"
+    return getattr(value, "__qualname__", None) or repr(value)
 
 
 def snake_case(name: str) -> str:

@@ -96,7 +96,7 @@ def bits(logits: Tensor, text: Tensor) -> Tensor:
 
 def recipe(
     data: Path | None = None,
-    epochs: int = 10,
+    epochs: int = 24,
     batch_size: int = 32,
     length: int = 128,
     width: int = 256,
