@@ -248,6 +248,33 @@ def test_decoupled_decay_is_not_l2_under_adam_but_is_under_sgd(
     assert torch.allclose(run(NormPenalty(0.1), Optimizer("SGD", lr=0.1)), sgd, atol=1e-6)
 
 
+def test_how_much_decoupled_decay_and_l2_differ_in_adams_first_step(
+    core_of: Callable[..., Core], train: Callable[..., object], data: Data
+) -> None:
+    # Adam's first step is the sign of the gradient, in which L2 is lost where it does not turn the sign, while
+    # decoupled decay takes off lr * decay * w whatever the gradient
+    lr, decay = 0.01, 1e-3
+    start = core_of(data=Data(data.train, batch_size=100))
+    x, y = data.train
+    cross_entropy(start.model(x), y).backward()
+    gradient, weight = start.model[2].weight.grad, start.model[2].weight.detach().clone()
+    assert gradient is not None
+    large = gradient.abs() > 10 * decay * weight.abs() + 1e-4
+    assert large.sum() > 50
+
+    def first_step(*plugins: Any) -> Tensor:
+        core = core_of(*plugins, data=Data(data.train, batch_size=100))
+        train(core, max_steps=1)
+        return core.model[2].weight.detach()
+
+    decoupled = first_step(Optimizer("AdamW", lr=lr, weight_decay=decay))
+    penalized = first_step(NormPenalty(decay), Optimizer("Adam", lr=lr))
+    plain = first_step(Optimizer("Adam", lr=lr))
+    assert torch.allclose(penalized[large], plain[large], atol=1e-6)
+    assert torch.allclose((penalized - decoupled)[large], lr * decay * weight[large], atol=1e-6)
+    assert (lr * decay * weight[large]).abs().max() > 2e-6
+
+
 def test_lbfgs_goes_through_the_core(core_of: Callable[..., Core], train: Callable[..., object], data: Data) -> None:
     whole = Data(data.train, batch_size=100)
     core = core_of(Optimizer("LBFGS", lr=1.0, options={"line_search_fn": "strong_wolfe"}), data=whole)
