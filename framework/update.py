@@ -126,7 +126,7 @@ class Update:
             if self._second is not None:
                 self._second_gradient(self._second, window)
             self._finish_gradients()
-            return objective + sum(self._weight_terms().values())
+            return objective + sum(self.weight_terms().values())
 
         self._optimizer.step(closure)  # type: ignore[arg-type]
         return True
@@ -177,15 +177,12 @@ class Update:
             self._core.at.record("grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
 
     @torch.no_grad()
-    def _weight_terms(self) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = {}
-        for plugin in self._weight_penalties:
-            terms.update(whole(named_terms(plugin.name, plugin.weight_penalty(self._core.at))))
-        return terms
-
     def weight_terms(self) -> dict[str, Tensor]:
         """Return the values of the terms on weights by tag, as they stand."""
-        return self._weight_terms()
+        terms: dict[str, Tensor] = {}
+        for plugin in self._weight_penalties:
+            terms.update(named_terms(plugin.name, plugin.weight_penalty(self._core.at)))
+        return terms
 
     def learning_rates(self) -> dict[str, float]:
         """Return the learning rate of each parameter group by tag; groups of one rate share the tag ``lr``."""

@@ -71,7 +71,8 @@ def test_half_a_weight_penalty_is_refused(half: str) -> None:
 def test_a_subclass_may_change_one_half_of_an_inherited_weight_penalty() -> None:
     both = {"weight_penalty": lambda self, step: None, "weight_penalty_gradient": lambda self, step: None}
     parent = make_class(**both)
-    type("Child", (parent,), {"weight_penalty": lambda self, step: None})
+    child = type("Child", (parent,), {"weight_penalty": lambda self, step: None})
+    assert child.weight_penalty_gradient is parent.weight_penalty_gradient
 
 
 def test_settings_are_constructor_repr_and_plain_data() -> None:
