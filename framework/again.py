@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from framework.batch import Outcome
-from framework.patterns import is_norm
+from framework.buffers import keep_buffers
 
 if TYPE_CHECKING:
     from framework.data import Window
@@ -32,20 +32,14 @@ class Again:
     @contextmanager
     def _untraced(self) -> Iterator[None]:
         core = self._core
-        before = [(buffer, buffer._version, buffer.clone()) for buffer in core.model.buffers()]
-        statistics = {id(b) for layer in core.model.modules() if is_norm(layer) for b in layer.buffers(recurse=False)}
+        put_buffers_back = keep_buffers(core.model)
         core.at.again += 1
         try:
             with core.edits.nested():
                 yield
         finally:
             core.at.again -= 1
-            # torch moves running statistics without counting their version up, and keeps them in graphs whose backward
-            # does not read them: `data` puts them back without counting either
-            changed = [(b.data, copy) for b, version, copy in before if id(b) in statistics or b._version != version]
-            if changed:
-                buffers, copies = zip(*changed, strict=True)
-                torch._foreach_copy_(buffers, copies)
+            put_buffers_back()
 
     def gradient(self, window: Window, edit: Callable[[], None]) -> None:
         """Replace the weights' gradient by the one at edited weights, over all micro-batches of the window.

@@ -240,6 +240,10 @@ class TrainLoader:
             low, high = total * self._rank // self._world, total * (self._rank + 1) // self._world
             yield base + low, base + high, low, total
 
+    def sample_at(self, step: int, position: int) -> int:
+        """Return the index in the part of the sample at a position, over ranks, of a step of the epoch at hand."""
+        return int(self.permutation()[step * self._step_size + position])
+
     def untransformed(self, count: int) -> list[Any]:
         """Return the first samples of the next step, ``count`` at most, as the data set gives them."""
         low, high, _, _ = next(self.shares())

@@ -71,6 +71,10 @@ class WeightEdits:
             self.undo()
             self._levels.pop()
 
+    def before(self, weight: Tensor) -> Tensor | None:
+        """Return the copy of a weight as it was before any edit in force, None where it is not edited."""
+        return next((level[weight] for level in self._levels if weight in level), None)
+
     @property
     def open(self) -> bool:
         """Whether an edit is in force."""

@@ -17,7 +17,10 @@ class UserError(Exception):
 class NonFiniteError(UserError):
     """The objective turned infinite or not a number."""
 
-    ADVICE = "lower the learning rate, clip gradients (Optimizer(clip_norm=1.0)), or look at the batch"
+    ADVICE = (
+        "lower the learning rate, clip gradients (Optimizer(clip_norm=1.0)), or go on without such batches"
+        " (--on-nonfinite skip)"
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

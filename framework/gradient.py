@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from framework.batch import Outcome, size_of
 from framework.data import Window
 from framework.errors import NonFiniteError, UserError
+from framework.nonfinite import tell
 from framework.shards import check_shards, is_sharded
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Gradient:
         Returns:
             :math:`\sum_m s_m\tilde J_m` without a graph, None where every micro-batch was left out.
         """
-        step = self._core.at
+        step, skips = self._core.at, self._core.skips
         counts = [size_of(batch) for batch in window.batches]
         shares, sizes = self._shares(window, counts)
         last = len(window.batches) - 1
@@ -92,6 +93,8 @@ class Gradient:
             if value is not None:
                 total = value if total is None else total + value
             step.start += step.count
+            if skips is not None and skips.spoiled and self._wrapper is None:
+                break
         for buffer in self._buffers:  # running statistics are those of rank zero's samples, as under ddp
             torch.distributed.broadcast(buffer, 0)
         return total
@@ -115,8 +118,8 @@ class Gradient:
                 total = float(reduced)
         return [size * world / (total or 1.0) for size in sizes], sizes
 
-    def _micro_batch(self, batch: Any, share: float, size: float) -> Tensor | None:
-        core, step = self._core, self._core.at
+    def _micro_batch(self, raw: Any, share: float, size: float) -> Tensor | None:
+        core, step, batch = self._core, self._core.at, raw
         for transform in self._transform_batch:
             batch = transform(batch, step)
         step.batch = batch
@@ -130,7 +133,7 @@ class Gradient:
                         edit(step)
             outcome = self.outcome(batch)
             if outcome.loss is not None:
-                objective = self._objective(outcome.loss, size)
+                objective = self._objective(outcome.loss, size, raw)
             elif self._sharded:
                 raise UserError(
                     f"step {step.index}: a batch cannot be left out (a loss of None) where ranks share the parameters"
@@ -162,8 +165,8 @@ class Gradient:
                 outcome = core.compute_loss(batch)
         return Outcome.of(outcome, f"step {step.index}")
 
-    def _objective(self, loss: Tensor, size: float) -> Tensor:
-        core = self._core
+    def _objective(self, loss: Tensor, size: float, raw: Any) -> Tensor:
+        core, skips = self._core, self._core.skips
         objective = loss
         terms: dict[str, Tensor] = {"loss": loss}
         for name, penalty in self._penalties:
@@ -181,11 +184,12 @@ class Gradient:
             raise UserError(f"step {core.at.index}: the loss has no gradient: it does not depend on a trainable weight")
         core.recorder.add(terms, size)
         # on an accelerator reading a number every step would make every step wait for it
-        if (loss.device.type == "cpu" or core.at.logged) and not math.isfinite(objective.item()):
-            name = next((tag for tag, term in terms.items() if not math.isfinite(term.item())), "objective")
-            raise NonFiniteError(
-                f"step {core.at.index}: {name} is {terms.get(name, objective).item()}; {NonFiniteError.ADVICE}"
-            )
+        reads = skips is not None or loss.device.type == "cpu" or core.at.logged
+        if reads and not math.isfinite(objective.item()):
+            if skips is None:
+                raise NonFiniteError(tell(core, raw, terms, objective))
+            skips.spoil(lambda: tell(core, raw, terms, objective))
+            # backward all the same: other ranks may wait for this one's gradient, and nothing of the step is kept
         return objective
 
 

@@ -28,6 +28,7 @@ from framework.plugin import Plugin
 from framework.recorder import Entry, Recorder
 from framework.relations import check_relations
 from framework.shards import data_mesh, is_sharded
+from framework.skips import OnNonFinite, Skips
 from framework.step import Step
 from framework.update import Update
 
@@ -65,6 +66,7 @@ class Core(pl.LightningModule):
         accumulate: micro-batches an optimizer step.
         clip: gradient clipping by the Trainer's options: ``(gradient_clip_val, gradient_clip_algorithm)``.
         compile: compile the network with ``torch.compile``; a mapping gives its options.
+        on_nonfinite: what to do where the objective is infinite or not a number: ``"stop"`` or ``"skip"`` the step.
 
     Raises:
         UserError: where relations between plugins are broken.
@@ -82,6 +84,7 @@ class Core(pl.LightningModule):
         accumulate: int = 1,
         clip: tuple[float | None, str | None] = (None, None),
         compile: bool | Mapping[str, Any] = False,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -100,6 +103,9 @@ class Core(pl.LightningModule):
         self.gradient = Gradient(self)
         self.again = Again(self)
         self.update = Update(self, clip)
+        if on_nonfinite not in ("stop", "skip"):
+            raise UserError(f"on_nonfinite={on_nonfinite!r}: must be 'stop' or 'skip'")
+        self.skips = Skips(self) if on_nonfinite == "skip" else None
         self.observers = Observers(self.model, self.at)
         self._compile = compile
         self._attached = False

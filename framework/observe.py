@@ -40,6 +40,10 @@ class Observers:
                 self._watchers[name].append(plugin)
         return layers
 
+    def of(self, layer: str) -> list[Plugin]:
+        """Return the plugins that see a layer's output, in the order in which they do."""
+        return self._watchers.get(layer, [])
+
 
 class _Hook:
     """A layer's forward hook; in a copy of the layer nobody watches."""

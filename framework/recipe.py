@@ -15,6 +15,7 @@ from framework.data import Data
 from framework.errors import UserError, did_you_mean
 from framework.module import Core
 from framework.plugin import Plugin
+from framework.skips import OnNonFinite
 
 # Trainer options that the core carries out itself, since it optimizes by hand
 _OWN_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
@@ -80,12 +81,13 @@ class Recipe:
                 raise UserError(f"Recipe(metrics=...): {name!r} must be a torchmetrics.Metric; received {metric!r}")
         check_trainer_options(self.trainer)
 
-    def make_core(self, seed: int, options: Mapping[str, Any]) -> Core:
+    def make_core(self, seed: int, options: Mapping[str, Any], on_nonfinite: OnNonFinite = "stop") -> Core:
         """Return the core of this recipe.
 
         Args:
             seed: the run's seed.
             options: the Trainer's options, of which the core carries some out itself.
+            on_nonfinite: what to do where the objective is infinite or not a number, see :class:`Core`.
         """
         accumulate = options.get("accumulate_grad_batches", 1)
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
@@ -100,6 +102,7 @@ class Recipe:
             accumulate=accumulate,
             clip=(options.get("gradient_clip_val"), options.get("gradient_clip_algorithm")),
             compile=self.compile,
+            on_nonfinite=on_nonfinite,
         )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -55,6 +56,7 @@ class Recorder:
         self._held: list[tuple[Tensor, Tensor]] = []
         self._held_numbers = 0
         self._log_every = 0
+        self._pending: list[tuple[Mapping[str, Tensor], float] | Outcome] | None = None
         self.validated = False
         self.latest: dict[str, float] = {}
         self.history: list[Entry] = []
@@ -85,6 +87,9 @@ class Recorder:
         """Add J and the terms of one micro-batch, with the size that they count."""
         if self._core.at.again:
             return
+        if self._pending is not None:
+            self._pending.append(({tag: term.detach() for tag, term in terms.items()}, size))
+            return
         meter = self._meters["train"]
         for tag, term in terms.items():
             meter.add(tag, term.detach(), size)
@@ -97,6 +102,10 @@ class Recorder:
         if not self._metrics["train"] or outcome.prediction is None or self._core.at.again:
             return
         prediction, target = outcome.prediction, outcome.target
+        if self._pending is not None:
+            kept = prediction.detach() if isinstance(prediction, Tensor) else prediction
+            self._pending.append(Outcome(None, kept, target))
+            return
         if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not prediction.ndim * target.ndim:
             for metric in self._metrics["train"].values():
                 metric.update(prediction, target)
@@ -109,13 +118,24 @@ class Recorder:
         if self._held_numbers > _HELD:
             self._show()
 
-    def _show(self) -> None:
-        from torch import cat
+    def hold(self) -> None:
+        """Keep what is added from here on apart, until it is known whether the step is to be left out."""
+        self._pending = []
 
+    def release(self, *, keep: bool) -> None:
+        """Take what was kept apart, or forget it."""
+        pending, self._pending = self._pending or [], None
+        for entry in pending if keep else []:
+            if isinstance(entry, Outcome):
+                self.see(entry)
+            else:
+                self.add(*entry)
+
+    def _show(self) -> None:
         if self._held:
             predictions, targets = zip(*self._held, strict=True)
             for metric in self._metrics["train"].values():
-                metric.update(cat(predictions), cat(targets))
+                metric.update(torch.cat(predictions), torch.cat(targets))
             self._held, self._held_numbers = [], 0
 
     def _read(self) -> dict[str, float]:
@@ -132,6 +152,8 @@ class Recorder:
         values: dict[str, Tensor | float] = {tag: mean for tag, mean in means.items() if tag != "loss"}
         values.update(self._core.update.weight_terms())
         read = scalars({**values, **step.records})
+        if self._core.update.skipped:
+            read["train/skipped_steps"] = float(self._core.update.skipped)
         if "loss" in means:
             penalties = sum(value for tag, value in read.items() if tag in values)
             read = {"train/loss": means["loss"], "train/objective": means["loss"] + penalties, **read}
@@ -140,6 +162,11 @@ class Recorder:
     def end_epoch(self) -> None:
         """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
         self._read()
+        if self._core.update.skipped and "loss" not in self._epoch:
+            raise NonFiniteError(
+                f"epoch {self._core.at.epoch}: no step of it was finite, {self._core.update.skipped} are left out so"
+                " far; lower the learning rate, or look at the data"
+            )
         for tag, (total, _) in self._epoch.items():  # single steps on an accelerator are not looked at
             if not math.isfinite(total):
                 raise NonFiniteError(f"epoch {self._core.at.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")

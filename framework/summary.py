@@ -55,6 +55,8 @@ def _size(run: Run) -> str:
     total = sum(p.numel() for p in run.core.model.parameters())
     trained = sum(p.numel() for p in run.core.model.parameters() if p.requires_grad)
     parts = [_count(run.steps, "step"), duration(run.seconds), _count(total, "parameter")]
+    if run.skipped:
+        parts[0] += f" ({run.skipped:,} left out, not finite)"
     if trained != total:
         parts[-1] += f" ({trained:,} trained)"
     return "  " + ", ".join(parts) + (f"\n  {_path(run.folder)}" if run.folder is not None else "")

@@ -30,11 +30,15 @@ class Update:
     Args:
         core: whose weights are moved.
         clip: ``(gradient_clip_val, gradient_clip_algorithm)`` of the Trainer's options.
+
+    Attributes:
+        skipped: steps left out so far since they were not finite, see :mod:`framework.skips`.
     """
 
     def __init__(self, core: Core, clip: tuple[float | None, str | None]) -> None:
         self._core = core
         self.monitor = "val/loss"
+        self.skipped = 0
         self._clip_value, self._clip_algorithm = clip[0], clip[1] or "norm"
         if self._clip_algorithm not in ("norm", "value"):
             raise UserError(f"gradient_clip_algorithm={clip[1]!r}: must be 'norm' or 'value'")
@@ -72,6 +76,8 @@ class Update:
                 f"{type(self._optimizer).__name__} evaluates the objective several times a step, which a GradScaler"
                 " does not allow; use --trainer.precision 32-true or bf16-mixed"
             )
+        if self._core.skips is not None:
+            self._core.skips.prepare(self._optimizer, self._needs_closure)
         self._zeroing = [one for one in listeners(self._core) if has_own(one, "on_before_zero_grad")]
         self._watching = [one for one in listeners(self._core) if has_own(one, "on_before_optimizer_step")]
         return self._optimizer
@@ -94,14 +100,10 @@ class Update:
                 self._step_schedulers("step")
 
     def _step(self, window: Window) -> bool:
-        self.zero_gradients()
-        if self._core.gradient(window) is None:
-            return False
         scaler = self._scaler
-        if self._second is not None:
-            self._second_gradient(self._second, window)
-        if scaler is not None:
-            scaler.unscale_(self._optimizer)
+        self.zero_gradients()
+        if not self._gradient(window):
+            return False
         self._finish_gradients()
         if scaler is None:
             self._optimizer.step()
@@ -110,6 +112,29 @@ class Update:
         scaler.step(self._optimizer)
         scaler.update()
         return scaler.get_scale() >= before
+
+    def _gradient(self, window: Window) -> bool:
+        """Work out the whole gradient, terms on weights included; False where the step is to be left out."""
+        scaler, skips = self._scaler, self._core.skips
+        if skips is not None:
+            skips.begin()
+        found = self._core.gradient(window) is not None
+        if skips is not None and skips.leave_out():
+            return False
+        if found and self._second is not None:
+            self._second_gradient(self._second, window)
+            if skips is not None and skips.leave_out():
+                return False
+        if found and scaler is not None:
+            scaler.unscale_(self._optimizer)
+        if found:
+            self._add_weight_gradients()
+        if skips is not None:
+            # a scaler looks at gradients itself, and lowers its scale
+            if found and scaler is None and skips.leave_out(self._parameters):
+                return False
+            skips.keep()
+        return found
 
     def _step_by_closure(self, window: Window) -> bool:
         core = self._core
@@ -125,6 +150,7 @@ class Update:
                 objective = objective / core.at.world
             if self._second is not None:
                 self._second_gradient(self._second, window)
+            self._add_weight_gradients()
             self._finish_gradients()
             return objective + sum(self.weight_terms().values())
 
@@ -149,12 +175,15 @@ class Update:
         for parameter in self._parameters:
             parameter.grad = None
 
+    @torch.no_grad()
+    def _add_weight_gradients(self) -> None:
+        for add in self._weight_gradients:
+            add(self._core.at)
+
     def _finish_gradients(self) -> None:
-        """Add the terms on weights, let plugins change the gradients, and clip them."""
+        """Let plugins change the gradients, and clip them."""
         step = self._core.at
         with torch.no_grad():
-            for add in self._weight_gradients:
-                add(step)
             for transform in self._transforms:
                 transform(step)
         for one in self._watching:

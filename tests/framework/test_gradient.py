@@ -406,8 +406,8 @@ def gives(what: Callable[[Core, Any], Any]) -> type[Core]:
     ("what", "words"),
     [
         (lambda core, b: cross_entropy(core(b[0]), b[1], reduction="none"), r"step 0: the loss has shape \(16,\)"),
-        (lambda core, b: core(b[0]).sum() * math.nan, "step 0: loss is nan"),
-        (lambda core, b: core(b[0]).sum() * math.inf, "step 0: loss is -?inf"),
+        (lambda core, b: core(b[0]).sum() * math.nan, "step 0: the loss is nan"),
+        (lambda core, b: core(b[0]).sum() * math.inf, "step 0: the loss is -?inf"),
         (lambda core, b: 3.0, "step 0: the loss is of type float, not a tensor"),
         (lambda core, b: (core(b[0]).sum(), 1, 2), "step 0: the loss is of type tuple, not a tensor"),
         (lambda core, b: cross_entropy(core(b[0]).detach(), b[1]), "step 0: the loss has no gradient"),
