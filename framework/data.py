@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from framework.errors import UserError
+from framework.fault import note
 from framework.keyed import Stream
 
 Part = tuple[Tensor, ...] | Dataset[Any]
@@ -263,6 +265,11 @@ class TrainLoader:
             for low, high, start, total in self.shares():
                 yield Window([self._workers.next() for _ in range(low, high, size)], start, total, high - low)
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a worker that failed, None for none."""
+        return None if self._workers is None else self._workers.exit_code
+
     def close(self) -> None:
         """End the workers; they start anew where the loader is used again."""
         if self._workers is not None:
@@ -294,8 +301,17 @@ class _Workers:
         """Return the next batch."""
         return next(self._batches)
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a process that failed, the negative number of the signal that ended it; None for none."""
+        if not isinstance(self._batches, _MultiProcessingDataLoaderIter):
+            return None
+        return next((process.exitcode for process in self._batches._workers if process.exitcode), None)
+
     def end(self) -> None:
-        """End the processes, by letting go of all that keeps them."""
+        """End the processes at once, though an error's traceback may still keep what they belong to."""
+        if isinstance(self._batches, _MultiProcessingDataLoaderIter):
+            self._batches._shutdown_workers()
         self._batches, self._loader = iter(()), None
 
 
@@ -324,7 +340,7 @@ class _Samples(Dataset[Any]):
         self._dataset = dataset
         self._plain = isinstance(dataset, torch.utils.data.TensorDataset)
         self._own = Stream(seed, "data set")
-        self._transforms = [(Stream(seed, name), transform) for name, transform in transforms]
+        self._transforms = [(name, Stream(seed, name), transform) for name, transform in transforms]
 
     def __getitem__(self, where: tuple[int, int]) -> Any:
         epoch, index = where
@@ -334,8 +350,15 @@ class _Samples(Dataset[Any]):
             random.seed(key)
             np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that a user's data set may draw from
         sample = self._dataset[index]
-        for stream, transform in self._transforms:
-            sample = transform(sample, stream.numpy(epoch, index))
+        for name, stream, transform in self._transforms:
+            try:
+                sample = transform(sample, stream.numpy(epoch, index))
+            except UserError:
+                raise
+            except Exception as error:  # told here: from a worker its text alone comes back
+                kind = type(getattr(transform, "__self__", transform))
+                error.add_note(note(name, kind, "transform_sample", f" for training sample {index}", error))
+                raise
         return sample
 
 
@@ -369,6 +392,11 @@ class EvalLoader:
             return
         for low in range(self._low, self._high, self._size):
             yield tuple([t[low : min(low + self._size, self._high)] for t in self._part])  # type: ignore[union-attr]
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of a worker that failed, None for none."""
+        return None if self._workers is None else self._workers.exit_code
 
     def close(self) -> None:
         """End the workers; they start anew where the loader is used again."""

@@ -301,6 +301,10 @@ class Core(pl.LightningModule):
             if part in self._loaders:
                 self._loaders[part].close()
 
+    def exit_code_of_workers(self) -> int | None:
+        """Return the exit code of a loaders' worker that failed, None for none."""
+        return next((code for loader in self._loaders.values() if (code := loader.exit_code)), None)
+
     def teardown(self, stage: str) -> None:
         """End the loaders' worker processes."""
         self.close_loaders()
