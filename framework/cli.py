@@ -31,7 +31,19 @@ _EVALUATE = {
 _WITH_RECIPE = {
     "fit": "train a recipe",
     **_EVALUATE,
+    "export": "write the network of a trained run to a file that needs nothing of this package",
     "explain": "who answers at each hook point, in which order, and how the answers combine",
+}
+# what sets flags apart from those that take one text
+_KINDS: dict[str, dict[str, Any]] = {
+    "--set": {"action": "append"},
+    "--with": {"action": "append"},
+    "--without": {"action": "append"},
+    "--seed": {"type": int},
+    "--resume": {"nargs": "?", "const": True},
+    "--raw": {"action": "store_true"},
+    "--checkpoint-steps": {"type": int},
+    "--checkpoint-minutes": {"type": float},
 }
 _COMMANDS = {
     **_WITH_RECIPE,
@@ -48,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 where a recipe raised or an installed plugin is broken; 2 for a mistake of the user, told in one line;
-        130 on Ctrl-C.
+        130 on Ctrl-C, 143 on SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     # albumentations asks the network for a newer release unless told not to
@@ -58,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 128 + getattr(interrupt, "number", 2)
     except Exception as error:
-        _print_traceback(error, args[1] if len(args) > 1 else "")
+        if not _print_fault(error):
+            _print_traceback(error, args[1] if len(args) > 1 else "")
         return 1
 
 
@@ -162,6 +175,8 @@ def _with_recipe(command: str, args: list[str]) -> int:
     if command == "explain":
         print(_explained(factory, order))
         return 0
+    if command == "export":
+        return _exported(path, order, out)
     return _fit(path, order) if command == "fit" else _evaluated(command, path, order, out)
 
 
@@ -182,9 +197,8 @@ def _parser(
         _add_parameters(parser, factory, path)
     group = parser.add_argument_group(f"flags of {command}")
     for flag, (metavar, text) in _own_flags(command).items():
-        repeatable: dict[str, Any] = {"action": "append"} if flag in ("--set", "--with", "--without") else {}
-        kind: dict[str, Any] = {"type": int} if flag == "--seed" else {}
-        group.add_argument(flag, metavar=metavar, help=text, default=argparse.SUPPRESS, **repeatable, **kind)
+        kind = _KINDS.get(flag, {}) | ({"metavar": metavar} if metavar else {})
+        group.add_argument(flag, help=text, default=argparse.SUPPRESS, **kind)
     return parser
 
 
@@ -208,19 +222,35 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
         "--seed": ("N", "keys every draw; 0 unless given"),
         "--logs": ("DIR", "folder of all runs; lightning_logs unless given"),
     }
-    if command in _EVALUATE:
+    if command == "fit":
+        flags |= {
+            "--resume": (
+                "RUN",
+                "go on with the recipe's last unfinished run, or with the one of that folder",
+            ),
+            "--weights": ("CHECKPOINT", "start a new run from the weights of a checkpoint"),
+            "--checkpoint-steps": ("N", "a checkpoint every N steps, besides the one at the end of each epoch"),
+            "--checkpoint-minutes": ("M", "a checkpoint every M minutes; 5 unless given"),
+        }
+        flags["--on-nonfinite"] = ("stop|skip", "where the loss turns nan or infinite; stop unless given")
+    if command in (*_EVALUATE, "export"):
         flags |= {
             "--ckpt": ("best|last|PATH", "which checkpoint; best unless given"),
             "--run": ("PATH", "folder of the run; the recipe's newest in --logs unless given"),
         }
     if command == "predict":
         flags["--out"] = ("FILE", "write the outputs there by torch.save instead of printing them")
+    if command == "export":
+        flags |= {
+            "--out": ("FILE", "FILE.safetensors for the weights, FILE.pt2 for the network by torch.export"),
+            "--raw": ("", "the weights as training left them, not the average where a plugin keeps one"),
+        }
     return flags
 
 
 def _add_parameters(parser: jsonargparse.ArgumentParser, factory: Callable[..., Recipe], path: str) -> None:
     """Make the recipe's parameters flags, with help from its docstring."""
-    taken = {name.removeprefix("--") for command in _WITH_RECIPE for name in _own_flags(command)}
+    taken = {name.removeprefix("--").replace("-", "_") for command in _WITH_RECIPE for name in _own_flags(command)}
     for name in inspect.signature(factory).parameters:
         if name in taken | {"help", "trainer"}:
             raise UserError(f"{path}: the recipe's parameter {name!r} has the name of a flag; rename it")
@@ -375,6 +405,16 @@ def _evaluated(command: str, path: str, order: Mapping[str, Any], out: str | Non
     return 0
 
 
+def _exported(path: str, order: Mapping[str, Any], out: str | None) -> int:
+    from framework.network_file import export
+
+    if out is None:
+        raise UserError("export needs --out FILE.safetensors for the weights, or --out FILE.pt2 for the network")
+    facts = export(path, out, **order)
+    print(f"{facts['weights']} weights of {facts['recipe']}, epoch {facts['epoch']}, step {facts['step']}, in {out}")
+    return 0
+
+
 def _deliver(outputs: Any, out: str | None) -> None:
     import torch
 
@@ -389,6 +429,21 @@ def _deliver(outputs: Any, out: str | None) -> None:
 
 
 # ---- tracebacks ------------------------------------------------------------------------------------------------------
+
+
+def _print_fault(error: BaseException) -> bool:
+    """Print which plugin raised, then its traceback; tell whether a plugin did."""
+    if "framework.plugin" not in sys.modules:
+        return False
+    from framework.fault import name_plugin, plugins_trace
+
+    told = name_plugin(error)
+    if told is None:
+        return False
+    print(f"error: {told}", file=sys.stderr)
+    error.__notes__ = [one for one in getattr(error, "__notes__", ()) if one != told]
+    traceback.print_exception(error.with_traceback(plugins_trace(error.__traceback__)))
+    return True
 
 
 def _print_traceback(error: BaseException, path: str) -> None:

@@ -66,18 +66,37 @@ class Dashboard(pl.Callback):
         self._every = histogram_every_n_epochs
         self._images = images
         self._writers: list[SummaryWriter] = []
+        self._begun = False
         self._laid_out = False
         self._histogram_at = -1
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the hyperparameters, the initial weights, and wait for the first batch."""
-        core = cast("Core", pl_module)
+    @property
+    def state_key(self) -> str:
+        """The key in checkpoints."""
+        return "dashboard"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been written once, and is not to be written anew where a run goes on."""
+        return {"begun": self._begun, "laid_out": self._laid_out, "histogram_at": self._histogram_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it."""
+        self._begun, self._laid_out = state_dict["begun"], state_dict["laid_out"]
+        self._histogram_at = state_dict["histogram_at"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find TensorBoard's writers."""
         if trainer.is_global_zero:
             self._writers = [one.experiment for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
-        if not self._writers:
+        self._start, self._end = session(hyperparameters(cast("Core", pl_module), self._parameters))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the hyperparameters, the initial weights, and wait for the first batch; not where a run goes on."""
+        core = cast("Core", pl_module)
+        if self._begun or not self._writers:
             return
-        start, self._end = session(hyperparameters(core, self._parameters))
-        self._write(start)
+        self._begun = True
+        self._write(self._start)
         self._write_weights(core, trainer.global_step)
         if self._images:
             core.gradient.watch = lambda batch: self._see(core, batch)
@@ -102,8 +121,11 @@ class Dashboard(pl.Callback):
                 for writer in self._writers:
                     writer.add_scalar(f"best/{tag[4:]}", value, entries[-1].step)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the final weights and the end of the session."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the final weights and the end of the session.
+
+        Not where training ends: a run that goes on from after its last step does not begin to train.
+        """
         core = cast("Core", pl_module)
         if self._writers:
             self._lay_out(core, last=True)

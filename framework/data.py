@@ -193,13 +193,14 @@ class TrainLoader:
         self._part = data.train
         self._batch_size = data.batch_size
         self._rank, self._world = rank, world
-        self._step_size = world * accumulate * data.batch_size
+        self.samples_per_step = world * accumulate * data.batch_size
         self._length = length_of(data.train)
-        whole, rest = divmod(self._length, self._step_size)
+        whole, rest = divmod(self._length, self.samples_per_step)
         self._steps = whole + (rest >= world and not data.drop_last)
         if self._steps == 0:
             raise UserError(
-                f"Data(batch_size={data.batch_size}): {self._length} training samples fill no step of {self._step_size}"
+                f"Data(batch_size={data.batch_size}): {self._length} training samples fill no step of"
+                f" {self.samples_per_step}"
             )
         self._stream = Stream(seed, "sample order")
         self._workers: _Workers | None = None
@@ -237,14 +238,14 @@ class TrainLoader:
     def shares(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield ``(low, high, start, total)`` of each step: this rank's slice of the order, and the step's size."""
         for step in range(self.start, self._steps):
-            base = step * self._step_size
-            total = min(self._step_size, self._length - base)
+            base = step * self.samples_per_step
+            total = min(self.samples_per_step, self._length - base)
             low, high = total * self._rank // self._world, total * (self._rank + 1) // self._world
             yield base + low, base + high, low, total
 
     def sample_at(self, step: int, position: int) -> int:
         """Return the index in the part of the sample at a position, over ranks, of a step of the epoch at hand."""
-        return int(self.permutation()[step * self._step_size + position])
+        return int(self.permutation()[step * self.samples_per_step + position])
 
     def untransformed(self, count: int) -> list[Any]:
         """Return the first samples of the next step, ``count`` at most, as the data set gives them."""

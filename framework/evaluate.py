@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from framework.errors import UserError
+from framework.fault import faults
 from framework.folder import RunFolder
 from framework.module import Core
 from framework.order import Additions, Order, Source
@@ -16,7 +18,6 @@ from framework.quiet import quiet
 from framework.recipe import Recipe
 from framework.run import Run
 from framework.trainer import evaluating_trainer, refusals
-from framework.value import as_text
 
 
 def validate(recipe: Source | Run, **order: Any) -> dict[str, float]:
@@ -59,8 +60,36 @@ def _evaluate(kind: str, recipe: Source | Run, **order: Any) -> Any:
     return _evaluate_folder(kind, recipe, **order)
 
 
-def _evaluate_folder(
-    kind: str,
+def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **order: Any) -> Any:
+    found = trained(source, ckpt=ckpt, **order)
+    result = _ask(kind, found.core, found.recipe, found.options, found.checkpoint)
+    if kind != "predict":
+        found.folder.update(**{kind: {"ckpt": str(ckpt), **result}})
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run that is over, found in its folder.
+
+    Args:
+        name: the recipe's name.
+        recipe: the recipe as it was run.
+        core: a core of it, whose weights the checkpoint has.
+        options: the Trainer's options.
+        folder: the run's folder.
+        checkpoint: the checkpoint.
+    """
+
+    name: str
+    recipe: Recipe
+    core: Core
+    options: dict[str, Any]
+    folder: RunFolder
+    checkpoint: Path
+
+
+def trained(
     source: Source,
     *,
     ckpt: str | Path = "best",
@@ -72,31 +101,24 @@ def _evaluate_folder(
     with_: Additions = (),
     without: Iterable[str] = (),
     logs: str | Path = "lightning_logs",
-) -> Any:
-    name = Order(source, 0, None, None, None, (), ()).name
-    folder = RunFolder(Path(run)) if run is not None else RunFolder.newest(Path(logs), name)
-    record = folder.read()
-    order = Order(
-        source,
-        record["seed"] if seed is None else seed,
-        {**record["parameters"], **(parameters or {})},
-        trainer,
-        {**as_text(record["settings"]), **(settings or {})},
-        [*((name, as_text(given)) for name, given in record["with"]), *with_],
-        [*record["without"], *without],
-    )
+) -> Trained:
+    """Return a run that is over; arguments as for :func:`test`.
+
+    Raises:
+        UserError: where there is no such run or checkpoint.
+    """
+    order = Order(source, seed, parameters, trainer, settings, with_, without)
+    folder = RunFolder(Path(run)) if run is not None else RunFolder.newest(Path(logs), order.name)
+    order.on_top_of(folder.read(), training=False)
     built = order.build()
-    core = built.make_core(order.seed, order.options(built))
-    path = folder.checkpoint(str(ckpt))
-    result = _ask(kind, core, built, order.options(built), path)
-    if kind != "predict":
-        folder.update(**{kind: {"ckpt": str(ckpt), **result}})
-    return result
+    options = order.options(built)
+    core = built.make_core(order.seed, options)
+    return Trained(order.name, built, core, options, folder, folder.checkpoint(str(ckpt)))
 
 
 def _ask(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path: Path | None) -> Any:
     trainer = evaluating_trainer(recipe, options)
-    with quiet(), refusals():
+    with quiet(), refusals(), faults(core):
         try:
             if kind == "predict":
                 return trainer.predict(core, ckpt_path=path)

@@ -15,6 +15,7 @@ from typing import Any
 from pytorch_lightning.utilities import rank_zero_only
 
 from framework.errors import UserError
+from framework.lock import Lock
 from framework.settings import plain
 
 _PACKAGES = ("jtilde", "torch", "pytorch-lightning", "torchmetrics", "numpy")
@@ -30,6 +31,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lock = Lock(path)
 
     @classmethod
     def create(cls, logs: Path, name: str) -> RunFolder:
@@ -38,9 +40,8 @@ class RunFolder:
         Raises:
             UserError: where the folder cannot be written.
         """
-        # rank zero has LOCAL_RANK too, once it has launched others
-        if os.environ.get("LOCAL_RANK", "0") != "0" and _OF_RANKS in os.environ:
-            return cls(Path(os.environ[_OF_RANKS]))
+        if (made := cls.of_ranks()) is not None:
+            return made
         parent = logs / name
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +57,38 @@ class RunFolder:
             raise UserError(
                 f"logs={str(logs)!r}: cannot write there ({error.strerror}); choose another --logs"
             ) from error
-        os.environ[_OF_RANKS] = str(path.absolute())
-        return cls(path)
+        folder = cls(path)
+        folder.hold()
+        return folder
+
+    def hold(self) -> None:
+        """Keep others from training into the folder until :meth:`leave`, and tell the ranks of it.
+
+        Raises:
+            UserError: where another process trains into it.
+        """
+        if self.of_ranks() is not None:
+            return
+        if not self.lock.take():
+            raise UserError(f"{self.path}: another process is training this run; stop it first, or start a new run")
+        os.environ[_OF_RANKS] = str(self.path.absolute())
+
+    def leave(self) -> None:
+        """Let others train into the folder."""
+        self.lock.leave()
+
+    @classmethod
+    def of_ranks(cls) -> RunFolder | None:
+        """Return the folder that rank zero made, in a process that Lightning launched as another rank."""
+        # rank zero has LOCAL_RANK too, once it has launched others
+        if os.environ.get("LOCAL_RANK", "0") != "0" and _OF_RANKS in os.environ:
+            return cls(Path(os.environ[_OF_RANKS]))
+        return None
+
+    @classmethod
+    def all(cls, logs: Path, name: str) -> list[RunFolder]:
+        """Return the runs of a recipe, the newest first."""
+        return [cls(path) for _, path in reversed(versions_in(logs / name))]
 
     @classmethod
     def newest(cls, logs: Path, name: str) -> RunFolder:
@@ -66,10 +97,10 @@ class RunFolder:
         Raises:
             UserError: where there is none.
         """
-        found = versions_in(logs / name)
+        found = cls.all(logs, name)
         if not found:
             raise UserError(f"no run of {name!r} in {logs}; train one first (fit), or name its --logs or --run")
-        return cls(max(found)[1])
+        return found[0]
 
     @property
     def checkpoints(self) -> Path:

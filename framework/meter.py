@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,20 @@ class Meter:
         totals, weights = table.tolist()
         means = {name: t / w if w else float("nan") for name, t, w in zip(names, totals, weights, strict=True)}
         return means, dict(zip(names, weights, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """Return what was added since the last read, unfolded: sums in another order are other numbers."""
+        values = {name: torch.stack(kept).cpu() for name, kept in self._values.items()}
+        sums = {name: total.cpu() for name, total in self._sums.items()}
+        weights = {name: list(kept) for name, kept in self._weights.items() if name in values}
+        return {"values": values, "weights": weights, "sums": sums, "totals": dict(self._totals)}
+
+    def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take what :meth:`state` returned."""
+        self._values = {name: list(kept.to(device).unbind()) for name, kept in state["values"].items()}
+        self._weights = {name: list(kept) for name, kept in state["weights"].items()}
+        self._sums = {name: total.to(device) for name, total in state["sums"].items()}
+        self._totals = dict(state["totals"])
 
 
 def scalars(values: Mapping[str, Tensor | float]) -> dict[str, float]:

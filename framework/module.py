@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from framework.again import Again
 from framework.answers import Answers
 from framework.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
+from framework.checkpoint_file import FORMAT, check_format
 from framework.data import Data, EvalLoader, TrainLoader, Window
 from framework.edits import WeightEdits
 from framework.errors import UserError
@@ -111,6 +112,9 @@ class Core(pl.LightningModule):
         self._attached = False
         self._begin = self.answers.calls("begin_step")
         self._evaluating: AbstractContextManager[None] | None = None
+        # of a checkpoint that the run goes on from
+        self._within: list[Any] = []
+        self._before: int | None = None
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
         # kept out of nn.Module's registry: the compiled network shares the model's parameters
         object.__setattr__(self, "_network", self.model)
@@ -310,6 +314,11 @@ class Core(pl.LightningModule):
         self.close_loaders()
 
     @property
+    def _samples_per_step(self) -> int | None:
+        loader = self._loaders.get("train")
+        return loader.samples_per_step if isinstance(loader, TrainLoader) else None
+
+    @property
     def _overfits(self) -> bool:
         return bool(self.trainer.overfit_batches)  # type: ignore[attr-defined] # set outside of __init__
 
@@ -335,6 +344,9 @@ class Core(pl.LightningModule):
         step.optimizer = self.update.prepare()
         self.gradient.prepare()
         self.recorder.prepare()
+        if len(self._within) == step.world:  # another number of ranks goes on without the epoch's means so far
+            self.recorder.restore(self._within[step.rank])
+        self._within = []
         loader = self._loaders.get("train")
         if isinstance(loader, TrainLoader):
             # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts the
@@ -342,6 +354,11 @@ class Core(pl.LightningModule):
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
             done = progress.processed if trainer.fit_loop.restarting else 0
             loader.epoch, loader.start = 0 if self._overfits else trainer.current_epoch, done
+            if 0 < done < len(loader) and self._before != loader.samples_per_step:
+                raise UserError(
+                    f"the checkpoint is from within an epoch of {self._before} samples a step, and this run takes"
+                    f" {loader.samples_per_step}: batch_size x accumulate_grad_batches x ranks must stay the same there"
+                )
 
     def on_train_epoch_start(self) -> None:
         """Begin an epoch."""
@@ -365,13 +382,33 @@ class Core(pl.LightningModule):
         self.update.end_epoch(self.recorder.validated)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the metrics of the validations so far."""
-        checkpoint["framework"] = {"format": 1, "history": [tuple(entry) for entry in self.recorder.history]}
+        """Keep the metrics so far and what each rank has gathered within the epoch; every rank has to ask."""
+        within: list[Any] = [self.recorder.state()]
+        if self.trainer.world_size > 1 and torch.distributed.is_initialized():
+            within = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(within, self.recorder.state())
+        checkpoint["framework"] = {
+            "format": FORMAT,
+            "history": [tuple(entry) for entry in self.recorder.history],
+            "within_epoch": within,
+            "stopped": self._stoppers() if self.trainer.should_stop else None,
+            "samples_per_step": self._samples_per_step,
+            "skipped": self.update.skipped,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the metrics of the validations up to the checkpoint."""
-        kept = checkpoint.get("framework", {"history": []})
+        """Take the metrics up to the checkpoint, and that a plugin had ended the run, if one had."""
+        check_format(checkpoint, "the checkpoint")
+        kept = checkpoint["framework"]
         self.recorder.history = [Entry(*entry) for entry in kept["history"]]
+        if self.trainer.state.fn == "fit":
+            self._within, self._before = kept["within_epoch"], kept["samples_per_step"]
+            self.update.skipped = kept["skipped"]
+            self.at.index, self.at.epoch = checkpoint["global_step"], checkpoint["epoch"]
+            self.trainer.should_stop = kept["stopped"] == self._stoppers()  # more patience is another story
+
+    def _stoppers(self) -> dict[str, Any]:
+        return {plugin.name: plugin.declared_ for plugin in self.answers.of("should_stop")}
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -430,6 +467,11 @@ class Core(pl.LightningModule):
             yield
         finally:
             self.leave_evaluation()
+
+    @property
+    def evaluates_others(self) -> bool:
+        """Whether the network holds other weights than the raw ones at the moment."""
+        return self._evaluating is not None
 
     def enter_evaluation(self) -> None:
         """Put the weights to evaluate in: the raw ones, where no plugin has others."""

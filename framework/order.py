@@ -14,6 +14,9 @@ from framework.edit_recipe import apply_edits
 from framework.errors import UserError
 from framework.load import build_recipe, load_recipe, plugins_defined_by
 from framework.recipe import Recipe, check_trainer_options
+from framework.settings import is_plain
+from framework.skips import OnNonFinite
+from framework.value import as_text
 
 Source = Recipe | Callable[..., Recipe] | str | Path
 Additions = Iterable[tuple[str, Mapping[str, Any]]]
@@ -24,12 +27,14 @@ class Order:
 
     Args:
         source: path of a recipe file, a function that returns a recipe, or a recipe.
-        seed: the run's seed.
+        seed: the run's seed, None for 0.
         parameters: parameters of the recipe function.
         trainer: options of Lightning's ``Trainer``, on top of the recipe's.
         settings: settings of plugins to change, ``{"plugin.field": value}``.
         with_: plugins to add, ``(name, settings)``.
         without: names of plugins to leave out.
+        on_nonfinite: ``"stop"`` or ``"skip"``: what to do where the objective is infinite or not a number; None for
+            ``"stop"``.
 
     Raises:
         UserError: where one of them is wrong.
@@ -38,13 +43,16 @@ class Order:
     def __init__(
         self,
         source: Source,
-        seed: int,
+        seed: int | None,
         parameters: Mapping[str, Any] | None,
         trainer: Mapping[str, Any] | None,
         settings: Mapping[str, Any] | None,
         with_: Additions,
         without: Iterable[str],
+        on_nonfinite: OnNonFinite | None = None,
     ) -> None:
+        self._seed, self._on_nonfinite = seed, on_nonfinite
+        seed = 0 if seed is None else seed
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2**32 - 1")
         self.seed = seed
@@ -53,6 +61,7 @@ class Order:
         self.settings = dict(settings or {})
         self.additions = [(name, dict(given)) for name, given in with_]
         self.without = list(without)
+        self.on_nonfinite: OnNonFinite = on_nonfinite or "stop"
         check_trainer_options(self.trainer)
         self.file = Path(source) if isinstance(source, str | Path) else None
         self._given = source if isinstance(source, Recipe) else None
@@ -68,6 +77,23 @@ class Order:
             module = getattr(self._factory, "__module__", "recipe").rpartition(".")[2]
             name = module if name == "recipe" else name if name.isidentifier() else "recipe"
             self.name = self.file.stem if self.file is not None else name
+
+    def on_top_of(self, record: Mapping[str, Any], *, training: bool) -> None:
+        """Take what a run was ordered with wherever this order says nothing else.
+
+        Args:
+            record: what :meth:`record` returned, as ``run.json`` keeps it.
+            training: take what is about training as well: the Trainer's options, and what to do with an objective that
+                is not finite.
+        """
+        self.seed = record["seed"] if self._seed is None else self._seed
+        self.parameters = {**record["parameters"], **self.parameters}
+        self.settings = {**as_text(record["settings"]), **self.settings}
+        self.additions = [*((name, as_text(given)) for name, given in record["with"]), *self.additions]
+        self.without = [*record["without"], *self.without]
+        if training:
+            self.trainer = {**record["trainer"], **self.trainer}
+            self.on_nonfinite = self._on_nonfinite or record["on_nonfinite"]
 
     def build(self) -> Recipe:
         """Return the recipe with the edits applied; a fresh one at every call."""
@@ -88,12 +114,13 @@ class Order:
         return {**recipe.trainer, **self.trainer}
 
     def record(self) -> dict[str, Any]:
-        """Return what it takes to give the same order again, as plain data."""
+        """Return what it takes to give the same order again, as plain data; objects among the options are left out."""
         return {
             "parameters": self.parameters,
-            "trainer": self.trainer,
+            "trainer": {name: value for name, value in self.trainer.items() if is_plain(value)},
             "settings": self.settings,
             "with": self.additions,
             "without": self.without,
             "seed": self.seed,
+            "on_nonfinite": self.on_nonfinite,
         }

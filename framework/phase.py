@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from framework.folder import RunFolder
 
@@ -51,15 +50,9 @@ class Phase:
         kept = {name: value for name, value in options.items() if name not in _ENDS}
         return {**kept, "max_epochs": self.max_epochs or -1, "max_steps": self.max_steps or -1}
 
-    def callbacks(self, folder: RunFolder | None) -> list[pl.Callback]:
-        """Return what ends the phase, and what keeps its weights where a run has a folder."""
-        ending: list[pl.Callback] = [_StopWhen(self.stop_when)] if self.stop_when is not None else []
-        if folder is None:
-            return ending
-        kept = ModelCheckpoint(
-            folder.checkpoints, filename=self.name, save_on_train_epoch_end=True, enable_version_counter=False
-        )
-        return [*ending, kept]
+    def callbacks(self) -> list[pl.Callback]:
+        """Return what ends the phase."""
+        return [_StopWhen(self.stop_when)] if self.stop_when is not None else []
 
     def hand_over(self, folder: RunFolder) -> None:
         """Let the phase's weights be the run's best ones; the best before are kept as ``before_<name>.ckpt``."""

@@ -13,7 +13,7 @@ _LOGGER = "pytorch_lightning.utilities.rank_zero"
 
 # What stays, since a user may act on it or wait for it: a GPU that is not used, tensor cores that lie idle
 # (set_float32_matmul_precision), modules in eval mode at the start (forgotten or meant, only the user knows), a monitor
-# that was not there, ranks that register (a rank that hangs shows there), "Restored all states", time limits, Ctrl-C.
+# that was not there, ranks that register (a rank that hangs shows there), time limits, Ctrl-C.
 _MESSAGES = (
     # an advert
     r"^.{0,3}Tip: For seamless cloud",
@@ -28,7 +28,7 @@ _MESSAGES = (
     # repeats the option that was given
     r"^Using (bfloat16|16bit) Automatic Mixed Precision",
     # the commands name their checkpoint
-    r"^Restoring states from the checkpoint path at",
+    r"^Restor(ing states from the checkpoint path|ed all states from the checkpoint) at",
     r"^Loaded model weights from the checkpoint at",
 )
 
@@ -38,7 +38,10 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # the recorder logs at least once an epoch
     (r"The number of training batches \(\d+\) is smaller than the logging interval", UserWarning),
     # an evaluation makes no checkpoints; a plugin whose state finds nobody is told
-    (r"Be aware that when using `ckpt_path`.*: \[(\"ModelCheckpoint\{[^\"]*\}\"(, )?)+\]", UserWarning),
+    (
+        r"Be aware that when using `ckpt_path`.*: \[(('(dashboard|checkpoints)'|\"ModelCheckpoint\{.*?\}\")(, )?)+\]",
+        UserWarning,
+    ),
     # the core's empty list of loaders where there is no validation part
     (r"Total length of `list` across ranks is zero", UserWarning),
     # the recorder reduces over ranks before it hands on; other tags are the user's own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -220,6 +220,37 @@ class Recorder:
                 metric.reset()
         return values
 
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what this rank has gathered within the epoch, in plain data and tensors on the CPU."""
+        metrics = self._metrics["train"]
+        return {
+            "validated": self.validated,
+            "epoch": dict(self._epoch),
+            "means": self._meters["train"].state(),
+            "held": [(prediction.cpu(), target.cpu()) for prediction, target in self._held],
+            "metrics": {name: _state_of(metric) for name, metric in metrics.items()},
+            "latest": dict(self.latest),
+            "given": {name: float(value) for name, value in self._core.trainer.callback_metrics.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`state` returned; once training starts."""
+        device = self._core.device
+        self.validated = state["validated"]
+        self._epoch = {tag: (total, weight) for tag, (total, weight) in state["epoch"].items()}
+        self._meters["train"].restore(state["means"], device)
+        self._held = [(prediction.to(device), target.to(device)) for prediction, target in state["held"]]
+        self._held_numbers = sum(prediction.numel() for prediction, _ in self._held)
+        for name, metric in self._metrics["train"].items():
+            if name in state["metrics"]:
+                _restore(metric, state["metrics"][name])
+        self.latest = dict(state["latest"])
+        # callbacks and plateau schedules monitor what a validation before gave
+        given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["given"].items()}
+        self._core.trainer.callback_metrics.update(given)
+
     # ---- where it goes -----------------------------------------------------------------------------------------------
 
     def _give(self, metrics: Mapping[str, float]) -> None:
@@ -241,3 +272,21 @@ class Recorder:
         if values:
             for logger in self._core.trainer.loggers:
                 logger.log_metrics(dict(values), step=self._core.at.index)
+
+
+def _state_of(metric: Metric) -> dict[str, Any]:
+    """Return what a metric has gathered; torchmetrics itself keeps no count of updates in its state."""
+    metric.persistent(True)
+    return {"state": dict(metric.state_dict()), "updates": [one._update_count for one in _parts(metric)]}
+
+
+def _restore(metric: Metric, kept: Mapping[str, Any]) -> None:
+    metric.persistent(True)
+    metric.load_state_dict(kept["state"])
+    for one, updates in zip(_parts(metric), kept["updates"], strict=True):
+        one._update_count = updates
+        one._computed = None
+
+
+def _parts(metric: Metric) -> list[Metric]:
+    return [one for one in metric.modules() if isinstance(one, Metric)]

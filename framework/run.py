@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.data import length_of
 from framework.edit_recipe import name_of
+from framework.errors import UserError
+from framework.fault import faults
 from framework.folder import RunFolder, versions_of_packages
 from framework.lint import lint, report
 from framework.module import Core
@@ -21,7 +22,10 @@ from framework.phase import Phase, PhaseRun
 from framework.plugin import Plugin
 from framework.quiet import quiet
 from framework.recipe import Recipe
-from framework.trainer import refusals, training_trainer
+from framework.resume import Start, check_unchanged, clear, load_weights, run_to_resume, start_of, tell
+from framework.signals import Signals, Stopped
+from framework.skips import OnNonFinite
+from framework.trainer import Keeping, refusals, training_trainer
 
 
 @dataclasses.dataclass
@@ -35,7 +39,7 @@ class Run:
         best_epoch: the best epoch, from 0, None without validation.
         epochs: epochs done.
         steps: optimizer steps done.
-        seconds: wall time.
+        seconds: wall time, over all the times that it was resumed.
         core: the trained core; ``core.model`` is the network, with the parameters that the run hands back.
         recipe: the recipe as it was run.
         folder: the run's folder, None where nothing was written.
@@ -44,6 +48,7 @@ class Run:
         phases: later phases on all the data, which a plugin asked for. ``core`` is then that of the last one, and
             ``best`` holds its weights; metrics, epochs and steps are those from before, when the validation part could
             still tell.
+        skipped: steps among ``steps`` that were left out since they were not finite.
     """
 
     status: str
@@ -59,6 +64,7 @@ class Run:
     name: str
     file: Path | None
     phases: list[PhaseRun] = dataclasses.field(default_factory=list)
+    skipped: int = 0
 
     @property
     def best(self) -> Path | None:
@@ -76,81 +82,178 @@ class Run:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run; ``run`` is what came of it, best parameters put back."""
+    """Ctrl-C or SIGTERM ended a run.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        run: what came of it, best parameters put back.
+        number: the signal's number.
+    """
+
+    def __init__(self, run: Run, number: int) -> None:
         super().__init__("training was interrupted")
         self.run = run
+        self.number = number
 
 
 def fit(
     recipe: Source,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     parameters: Mapping[str, Any] | None = None,
     trainer: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     with_: Additions = (),
     without: Iterable[str] = (),
     logs: str | Path | None = "lightning_logs",
+    on_nonfinite: OnNonFinite | None = None,
+    resume: bool | str | Path = False,
+    weights: str | Path | None = None,
+    checkpoint_steps: int | None = None,
+    checkpoint_minutes: float | None = 5.0,
 ) -> Run:
     """Train a recipe and return what came of it.
 
+    A run that was ended by a signal, an error or the machine goes on by ``resume``, to the same bits as if it had been
+    left alone: everything is drawn by seed and place, and the rest is in its checkpoints. With another number of ranks
+    the samples of each step stay the same where ranks times accumulated micro-batches do; sums over ranks are then
+    rounded otherwise, each rank's own draws differ (dropout, say), and training metrics count from the resumed step on
+    in that epoch.
+
     Args:
         recipe: path of a recipe file, a function that returns a :class:`framework.Recipe`, or a ``Recipe``.
-        seed: keys initialization, sample order and every draw.
+        seed: keys initialization, sample order and every draw; 0 unless given.
         parameters: parameters of the recipe function.
         trainer: options of Lightning's ``Trainer``, on top of the recipe's.
         settings: settings of plugins to change, such as ``{"weight_noise.std": 0.05}``.
         with_: plugins to add, ``(name, settings)``, by registered name.
         without: names of plugins to leave out.
         logs: folder for the run's folder; None to write nothing.
+        on_nonfinite: what to do where the objective turns infinite or not a number: ``"stop"`` (unless given) with a
+            :class:`framework.errors.NonFiniteError` that says where it comes from, or ``"skip"`` such steps and count
+            them.
+        resume: go on with a run instead of starting one: True for the recipe's last unfinished run in ``logs``, or the
+            run's folder. What is ordered besides comes on top of what the run was ordered with.
+        weights: checkpoint whose weights the network starts with; everything else starts anew.
+        checkpoint_steps: optimizer steps between two checkpoints, None for no such rule; there is one at the end of
+            each epoch in any case.
+        checkpoint_minutes: minutes between two checkpoints, None for no such rule.
 
     Returns:
         The run: metrics, checkpoints, the trained core.
 
     Raises:
-        UserError: for mistakes in recipe, settings or options.
-        Interrupted: on Ctrl-C; its ``run`` holds what came of it.
+        UserError: for mistakes in recipe, settings or options, and where there is nothing to resume.
+        Interrupted: on Ctrl-C or SIGTERM; its ``run`` holds what came of it.
     """
-    order = Order(recipe, seed, parameters, trainer, settings, with_, without)
+    _check(resume, weights, logs, checkpoint_steps, checkpoint_minutes)
+    order = Order(recipe, seed, parameters, trainer, settings, with_, without, on_nonfinite)
+    folder, before = None, None
+    if resume:
+        folder = run_to_resume(None if resume is True else resume, Path(str(logs)), order.name)
+        before = folder.read()
+        order.on_top_of(before, training=True)
     built = order.build()
     options = order.options(built)
-    core = built.make_core(order.seed, options)
+    core = built.make_core(order.seed, options, order.on_nonfinite)
+    if weights is not None:
+        load_weights(core.model, weights)
     core.attach_plugins()  # before a folder is made: most mistakes show here
     report(lint(built, core, options), order.name)
-    folder = None if logs is None else RunFolder.create(Path(logs), order.name)
-    began = time.monotonic()
-    if folder is not None:
+    record = _record(order, built, core)
+    start = None
+    if folder is not None and before is not None:
+        start, record["resumed"] = _resume(folder, before, record, core)
+    elif logs is not None:
+        folder = RunFolder.create(Path(logs), order.name)
         folder.copy_recipe(order.file)
-        folder.write(_record(order, built, core, "running"))
+    with Signals() as signals:
+        keeping = Keeping(folder, signals, checkpoint_steps, checkpoint_minutes)
+        try:
+            run = _run(order, built, core, record, keeping, start)
+        finally:
+            if folder is not None:
+                folder.leave()
+    if run.status == "interrupted":
+        raise Interrupted(run, signals.received or signal.SIGINT)
+    return run
+
+
+def _check(resume: object, weights: object, logs: object, steps: int | None, minutes: float | None) -> None:
+    if resume and weights is not None:
+        raise UserError(f"weights={str(weights)!r}: a run that goes on has its own weights; give resume or weights")
+    if resume is True and logs is None:
+        raise UserError("resume=True: needs logs, the folder of all runs; or name the run's folder")
+    for name, value in (("checkpoint_steps", steps), ("checkpoint_minutes", minutes)):
+        if value is not None and not value > 0:
+            raise UserError(f"{name}={value!r}: must be above 0, or None for no such rule")
+
+
+def _resume(
+    folder: RunFolder, before: Mapping[str, Any], record: Mapping[str, Any], core: Core
+) -> tuple[Start, list[Any]]:
+    """Find out where a run goes on, and make its folder ready for that."""
+    differing = check_unchanged(folder, before, record, core)
+    if before["status"] in ("finished", "stopped") and not differing:
+        raise UserError(
+            f"--resume {folder.path}: this run has ended ({before['status']}); to train it further give"
+            " --trainer.max_epochs"
+        )
+    start = start_of(folder)
+    if start is None:
+        raise UserError(
+            f"--resume: {folder.path} was cut off before its first checkpoint; leave --resume out to start anew"
+        )
+    tell(folder, start, differing)
+    if RunFolder.of_ranks() is None:
+        folder.hold()
+        clear(folder, start)
+    began = {"step": start.step, "epoch": start.epoch, "checkpoint": start.path.name, "differs": differing}
+    return start, [*before.get("resumed", []), began]
+
+
+def _run(
+    order: Order, recipe: Recipe, core: Core, record: Mapping[str, Any], keeping: Keeping, start: Start | None
+) -> Run:
+    """Train, and all later phases."""
+    began = time.monotonic() - (0.0 if start is None else start.seconds)
+    folder = keeping.folder
+    if folder is not None:
+        folder.write({**record, "status": "running"})
     status = "failed"
     try:
-        status = _train(core, built, options, folder)
+        status = _train(core, recipe, order.options(recipe), keeping, start=start)
     finally:
-        run = _outcome(order, built, core, folder, status, time.monotonic() - began)
+        run = _outcome(order, recipe, core, folder, status, time.monotonic() - began)
         if folder is not None:
-            folder.write({**_record(order, built, core, status), **_results(run)})
+            # a phase may follow; a run that is cut off in it goes on there
+            going_on = status in ("finished", "stopped")
+            folder.write({**record, "status": "running" if going_on else status, **_results(run)})
     while run.status != "interrupted" and (phase := run.core.answers.sole("next_phase", run.core)) is not None:
-        _train_phase(run, order, phase, folder)
-    if run.status == "interrupted":
-        raise Interrupted(run)
+        _train_phase(run, order, phase, keeping)
+    if folder is not None:
+        folder.update(status=run.status)
     return run
 
 
 def _train(
-    core: Core, recipe: Recipe, options: Mapping[str, Any], folder: RunFolder | None, phase: Phase | None = None
+    core: Core,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    keeping: Keeping,
+    phase: Phase | None = None,
+    start: Start | None = None,
 ) -> str:
     """Fit a core once and return how it ended; the plugins are told on every way out."""
-    trainer = training_trainer(recipe, options, folder, phase)
+    trainer = training_trainer(recipe, options, keeping, phase, start)
     try:
-        with quiet(), _interruptible(), refusals():
-            trainer.fit(core)
+        with quiet(), refusals(), faults(core):
+            # weights_only: a checkpoint is data, whatever the environment says
+            trainer.fit(core, ckpt_path=None if start is None else start.path, weights_only=True)
     except SystemExit as end:
-        if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning's end of a Ctrl-C
+        if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning's end of a second Ctrl-C
             raise
         return "interrupted"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         return "interrupted"
     finally:
         core.close_loaders()
@@ -160,33 +263,21 @@ def _train(
     return "stopped" if trainer.should_stop else "finished"
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Put the handler of Ctrl-C back, which Lightning leaves ignoring every further one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-
-
-def _train_phase(run: Run, order: Order, phase: Phase, folder: RunFolder | None) -> None:
+def _train_phase(run: Run, order: Order, phase: Phase, keeping: Keeping) -> None:
     """Train one more phase; where it ended by itself its network becomes the run's."""
-    core, recipe = run.core, run.recipe
+    core, recipe, folder = run.core, run.recipe, keeping.folder
+    start = None if folder is None else start_of(folder, phase.name)
     if phase.start == "initial":
         recipe = order.build()
         recipe = dataclasses.replace(recipe, plugins=[p for p in recipe.plugins if name_of(p) not in phase.without])
-        core = recipe.make_core(order.seed, order.options(recipe))
+        core = recipe.make_core(order.seed, order.options(recipe), order.on_nonfinite)
     core.data = recipe.data.joined()
     core.recorder.history = []
-    done, began = PhaseRun(phase.name), time.monotonic()
+    done, began = PhaseRun(phase.name), time.monotonic() - (0.0 if start is None else start.seconds)
     run.phases.append(done)
     run.status = "failed"
     try:
-        run.status = done.status = _train(core, recipe, phase.options(order.options(recipe)), folder, phase)
+        run.status = done.status = _train(core, recipe, phase.options(order.options(recipe)), keeping, phase, start)
         if done.status != "interrupted":
             run.core, run.recipe = core, recipe
             if folder is not None and core.trainer.is_global_zero:
@@ -199,7 +290,7 @@ def _train_phase(run: Run, order: Order, phase: Phase, folder: RunFolder | None)
         done.seconds = time.monotonic() - began
         run.seconds += done.seconds
         if folder is not None:
-            folder.update(status=run.status, **_results(run))
+            folder.update(**_results(run))
 
 
 def _outcome(order: Order, recipe: Recipe, core: Core, folder: RunFolder | None, status: str, seconds: float) -> Run:
@@ -215,6 +306,7 @@ def _outcome(order: Order, recipe: Recipe, core: Core, folder: RunFolder | None,
         best_epoch=best.epoch if best else None,
         epochs=core.trainer.current_epoch if core._trainer is not None else 0,
         steps=core.at.index,
+        skipped=core.update.skipped,
         seconds=seconds,
         core=core,
         recipe=recipe,
@@ -224,7 +316,7 @@ def _outcome(order: Order, recipe: Recipe, core: Core, folder: RunFolder | None,
     )
 
 
-def _record(order: Order, recipe: Recipe, core: Core, status: str) -> dict[str, Any]:
+def _record(order: Order, recipe: Recipe, core: Core) -> dict[str, Any]:
     plugins = [
         {"name": p.name, "class": f"{type(p).__module__}.{type(p).__qualname__}", "settings": p.declared_}
         if isinstance(p, Plugin)
@@ -235,17 +327,19 @@ def _record(order: Order, recipe: Recipe, core: Core, status: str) -> dict[str, 
         "format": 1,
         "recipe": order.name,
         "file": order.file,
-        "status": status,
         **order.record(),
         "plugins": plugins,
         "trainer_options": order.options(recipe),
         "monitor": recipe.monitor,
         "mode": recipe.mode,
+        "core": f"{type(core).__module__}.{type(core).__qualname__}",
+        "samples": length_of(recipe.data.train),
+        "batch_size": recipe.data.batch_size,
         "weights": sum(p.numel() for p in core.model.parameters()),
         "versions": versions_of_packages(),
     }
 
 
 def _results(run: Run) -> dict[str, Any]:
-    names = ("metrics", "last", "best_epoch", "epochs", "steps", "seconds")
+    names = ("metrics", "last", "best_epoch", "epochs", "steps", "skipped", "seconds")
     return {**{name: getattr(run, name) for name in names}, "phases": [vars(phase) for phase in run.phases]}

@@ -160,6 +160,15 @@ def plain(value: Any) -> Any:
     return repr(value)
 
 
+def is_plain(value: Any) -> bool:
+    """Tell whether :func:`plain` keeps all of a value."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value))
+
+
 def settings_of(instance: Any) -> dict[str, Any]:
     """Return the settings of a dataclass instance as plain data, in the order of their declaration."""
     return {field.name: plain(getattr(instance, field.name)) for field in dataclasses.fields(instance)}

@@ -75,9 +75,11 @@ def _next(run: Run) -> str:
         return ""
     logs = run.folder.parent.parent
     commands = []
+    elsewhere = "" if _path(logs) == "lightning_logs" else f" --logs {shlex.quote(_path(logs))}"
+    if run.file is not None and run.status == "interrupted" and run.last_checkpoint is not None:
+        commands.append(f"{_program('python')} -m framework fit {shlex.quote(str(run.file))} --resume{elsewhere}")
     if run.file is not None and run.recipe.data.test is not None and run.best is not None:
-        command = f"{_program('python')} -m framework test {shlex.quote(str(run.file))}"
-        commands.append(command if _path(logs) == "lightning_logs" else f"{command} --logs {shlex.quote(_path(logs))}")
+        commands.append(f"{_program('python')} -m framework test {shlex.quote(str(run.file))}{elsewhere}")
     commands.append(f"{_program('tensorboard')} --logdir {shlex.quote(_path(logs))}")
     return "Next:\n" + "\n".join(f"  {command}" for command in commands)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.strategies import ModelParallelStrategy
 
+from framework.checkpoint_file import CheckpointFiles
+from framework.checkpoints import Checkpoints
 from framework.dashboard import Dashboard
 from framework.errors import UserError
 from framework.folder import RunFolder
@@ -21,45 +23,89 @@ from framework.phase import Phase
 from framework.progress import make_progress
 from framework.quiet import quiet
 from framework.recipe import Recipe, lightning_options
+from framework.resume import Start
+from framework.signals import Signals, StopOnSignal
 
 # options that say on what to evaluate; the rest of the Trainer's options is about training
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What becomes of a run's state.
+
+    Args:
+        folder: the run's folder, None to keep nothing.
+        signals: who may wish to stop.
+        every_n_steps: optimizer steps between two checkpoints, None for no such rule.
+        every_n_minutes: minutes between two checkpoints, None for no such rule.
+    """
+
+    folder: RunFolder | None
+    signals: Signals
+    every_n_steps: int | None
+    every_n_minutes: float | None
+
+
 def training_trainer(
-    recipe: Recipe, options: Mapping[str, Any], folder: RunFolder | None, phase: Phase | None
+    recipe: Recipe, options: Mapping[str, Any], keeping: Keeping, phase: Phase | None, start: Start | None
 ) -> pl.Trainer:
     """Return the Trainer of a run, or of a later phase of it, that writes into the run's folder.
+
+    Args:
+        recipe: what is trained.
+        options: the Trainer's options.
+        keeping: what becomes of its state.
+        phase: the later phase, None for the run itself.
+        start: where it goes on, None from the beginning.
 
     Raises:
         UserError: where this machine lacks what the options ask for, or Lightning refuses them.
     """
     chosen: dict[str, Any] = {"enable_model_summary": False, **lightning_options(options)}
     callbacks = [*as_callbacks(recipe.plugins), *(chosen.pop("callbacks", None) or [])]
+    folder = keeping.folder
     if chosen.get("logger", True) is True:
         chosen["logger"] = False
         if folder is not None:
             # a phase counts its steps from 0, so its curves stand apart
             path = folder.path if phase is None else folder.path / phase.name
-            chosen["logger"] = TensorBoardLogger(path.parent.parent, name=path.parent.name, version=path.name)
+            # a TensorBoard that is open has seen steps that are made once more
+            purge = None if start is None else start.step + 1
+            chosen["logger"] = TensorBoardLogger(
+                path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
+            )
     if chosen["logger"]:  # a user's own TensorBoardLogger is served too
         callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
     if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(make_progress())
+    if phase is not None:
+        callbacks += phase.callbacks()
     if folder is None:
         chosen["enable_checkpointing"] = False
-    keep = folder if chosen.get("enable_checkpointing", True) else None
-    if phase is not None:
-        callbacks += phase.callbacks(keep)
-    elif keep is not None:
-        callbacks += _checkpoints(recipe, keep)
-    trainer = _make(chosen, callbacks)
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                # an error may be one rank's alone, and to gather the network takes all
-                callback.save_on_exception = False
-    return trainer
+    if folder is None or not chosen.get("enable_checkpointing", True):
+        return _make(chosen, [*callbacks, StopOnSignal(keeping.signals)])
+    files = CheckpointFiles()
+    chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
+    checkpoints = Checkpoints(
+        folder.checkpoints,
+        files,
+        keeping.signals,
+        name="last" if phase is None else phase.name,
+        monitor=recipe.monitor if phase is None and _is_validated(recipe) else None,
+        mode=recipe.mode,
+        every_n_steps=keeping.every_n_steps,
+        every_n_minutes=keeping.every_n_minutes,
+    )
+    return _make(chosen, [*callbacks, checkpoints])
+
+
+def _listed(plugins: Any) -> list[Any]:
+    return list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
+
+
+def _is_validated(recipe: Recipe) -> bool:
+    return recipe.data.val is not None or not recipe.monitor.startswith("val/")
 
 
 def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Trainer:
@@ -77,37 +123,18 @@ def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Tr
     return trainer
 
 
-def _checkpoints(recipe: Recipe, folder: RunFolder) -> list[pl.Callback]:
-    # one without a monitor: with save_last and a monitor Lightning calls the best epoch's file last
-    last = ModelCheckpoint(
-        folder.checkpoints,
-        filename="last",
-        save_on_train_epoch_end=True,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
-    if recipe.data.val is None and recipe.monitor.startswith("val/"):
-        return [last]
-    best = ModelCheckpoint(
-        folder.checkpoints,
-        filename="best",
-        monitor=recipe.monitor,
-        mode=recipe.mode,
-        auto_insert_metric_name=False,
-        enable_version_counter=False,
-    )
-    return [best, last]
-
-
-def evaluating_trainer(recipe: Recipe, options: Mapping[str, Any]) -> pl.Trainer:
-    """Return a Trainer that evaluates and writes nothing.
+def evaluating_trainer(
+    recipe: Recipe, options: Mapping[str, Any], callbacks: Sequence[pl.Callback] = ()
+) -> pl.Trainer:
+    """Return a Trainer that evaluates and writes nothing, with the recipe's callbacks and others after them.
 
     Raises:
         UserError: where this machine lacks what the options ask for.
     """
     chosen = {k: v for k, v in lightning_options(options).items() if k in _MACHINE or k.startswith("limit_")}
     chosen |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    return _make({**chosen, "enable_progress_bar": False}, as_callbacks(recipe.plugins))
+    chosen["plugins"] = [CheckpointFiles()]
+    return _make({**chosen, "enable_progress_bar": False}, [*as_callbacks(recipe.plugins), *callbacks])
 
 
 @contextmanager

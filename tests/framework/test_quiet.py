@@ -209,7 +209,7 @@ def test_keeps_other_warnings_of_lightning(text: str) -> None:
     "text",
     [
         "`Trainer.fit` stopped: No training batches.",
-        "Restored all states from the checkpoint at a.ckpt",
+        
         "An RuntimeError was raised with message: out of memory, saved checkpoint to last.ckpt",
         "Detected KeyboardInterrupt, attempting graceful shutdown ...",
         "Time limit reached. Elapsed time is 0:00:01. Signaling Trainer to stop.",

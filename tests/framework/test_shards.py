@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from framework import evaluate
 from framework.batch import Outcome
 from framework.errors import UserError
-from framework.folder import RunFolder
 from framework.module import Core
 from framework.plugin import Plugin
 from framework.recipe import Recipe
@@ -31,7 +30,7 @@ from framework.step import Step
 from framework.testing import Case, Status, cases_of, check_named
 from framework.testing.invariance import ForkedShards, sharded
 from framework.testing.result import Failed
-from framework.trainer import refusals, training_trainer
+from framework.trainer import refusals
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.early_stopping import EarlyStopping
 from plugins.hidden_noise import HiddenNoise
@@ -349,15 +348,6 @@ def test_an_error_of_one_rank_ends_the_run_and_writes_no_half_of_a_checkpoint(tm
     with pytest.raises(Exception, match=r"rank one alone|Connection|closed"):
         fit(recipe, trainer={**options, "enable_progress_bar": False}, logs=tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
-
-
-@pytest.mark.parametrize(("strategy", "saves"), [("auto", True), ("fsdp2", False)])
-def test_nothing_is_gathered_on_an_error(tmp_path: Path, strategy: str, saves: bool) -> None:
-    task = Case(HoldsAPart).task
-    recipe = Recipe(task.model(torch.float32, False), task.data(torch.float32, 4), loss=task.loss)
-    options = {"accelerator": "cpu", "devices": 1 if saves else 2, "strategy": strategy}
-    trainer = training_trainer(recipe, options, RunFolder.create(tmp_path, "run"), None)
-    assert any(c.save_on_exception for c in trainer.callbacks if isinstance(c, ModelCheckpoint)) == saves
 
 
 def test_a_checkpoint_in_parts_is_told(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ class Descent(Plugin):
 
 
 class Raise(pl.Callback):
-    """Raises in the middle of an epoch, in the n-th training."""
+    """Raises an error or a signal in the middle of an epoch, in the n-th training."""
 
-    def __init__(self, error: BaseException, step: int, fit: int = 1) -> None:
+    def __init__(self, error: BaseException | signal.Signals, step: int, fit: int = 1) -> None:
         self.error, self.step, self.fit = error, step, fit
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -55,7 +55,10 @@ class Raise(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         if self.fit == 0 and trainer.global_step == self.step:
-            raise self.error
+            if isinstance(self.error, signal.Signals):
+                signal.raise_signal(self.error)
+            else:
+                raise self.error
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +123,7 @@ def test_the_best_comes_back_where_the_run_reaches_its_end(end: dict[str, int], 
 
 
 def test_the_best_comes_back_on_ctrl_c(tmp_path: Path) -> None:
-    recipe = level_recipe(EarlyStopping(then="retrain"), Raise(KeyboardInterrupt(), 14), val=0.4, batch_size=1)
+    recipe = level_recipe(EarlyStopping(then="retrain"), Raise(signal.SIGINT, 13), val=0.4, batch_size=1)
     with pytest.raises(Interrupted) as interrupted:
         fit(recipe, logs=tmp_path)
     run = interrupted.value.run
