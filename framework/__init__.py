@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from framework.evaluate import predict, test, validate
     from framework.finding import Finding, LintWarning
     from framework.module import Core
+    from framework.network_file import export
     from framework.phase import Phase
     from framework.plugin import Plugin
     from framework.recipe import Recipe
@@ -38,6 +39,7 @@ _HOME = {
     "Run": "run",
     "Step": "step",
     "UserError": "errors",
+    "export": "network_file",
     "fit": "run",
     "predict": "evaluate",
     "test": "evaluate",
@@ -58,6 +60,7 @@ __all__ = [
     "Step",
     "UserError",
     "__version__",
+    "export",
     "fit",
     "predict",
     "test",
