@@ -2,6 +2,7 @@
 # make test     set up, then run the fast tests
 # make check    lint, format, types, import direction
 # make slow     tests that take minutes
+# make soak     kill a run at random moments and resume it, for five minutes: ARGS="--seconds 60"
 # make bench    benchmarks
 #
 # Set-up makes .venv once with the releases of constraints.txt; it is made anew only when pyproject.toml or
@@ -20,7 +21,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 # small nets on small batches: a second thread costs more than it brings
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: fit test check slow bench clean
+.PHONY: fit test check slow soak bench clean
 .DELETE_ON_ERROR:
 
 fit: .venv/installed
@@ -37,6 +38,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+soak: .venv/installed-dev
+	$(BIN)/python -W ignore -m tests.soak $(ARGS)
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks $(ARGS)
