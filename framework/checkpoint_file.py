@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -18,6 +19,11 @@ from framework.errors import UserError
 
 FORMAT = 1
 
+_HANDED_BACK = ".temp.ckpt"  # bare weights, which processes that Lightning forks leave for the one that forked them
+# what Lightning and the core write into every checkpoint, and read
+_ENTRIES = ("state_dict", "callbacks", "loops", "epoch", "global_step", "pytorch-lightning_version")
+_OWN_ENTRIES = ("history", "within_epoch", "stopped", "skipped")
+
 
 class BadCheckpoint(UserError):
     """A file that is no usable checkpoint; the message says why."""
@@ -32,6 +38,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     content = read_data(path)
     check_format(content, path)
+    own = content["framework"]
+    lacks = [name for name in _ENTRIES if name not in content] + [name for name in _OWN_ENTRIES if name not in own]
+    if lacks:
+        raise BadCheckpoint(f"{path}: no whole checkpoint, it lacks {', '.join(map(repr, lacks))}")
     return content
 
 
@@ -72,18 +82,26 @@ def read_data(path: str | Path) -> dict[str, Any]:
     if damaged is not None:
         raise BadCheckpoint(f"{path}: damaged (the checksum of {damaged} is wrong)")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch warns of is refused here, in one line
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        told = _line(error)
-        wants = told.partition("Unsupported global: GLOBAL ")[2].partition(" ")[0]
-        raise BadCheckpoint(
-            f"{path}: holds more than tensors and plain data{f' ({wants})' if wants else ''} and was not unpickled"
-        ) from error
+        raise no_data(path, error) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise BadCheckpoint(f"{path}: damaged, or no checkpoint at all ({_line(error)})") from error
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path}: holds a {type(content).__name__}, no checkpoint")
     return content
+
+
+def no_data(path: str | Path, error: UnpicklingError) -> BadCheckpoint:
+    """Return the error that tells of a file that torch refused to unpickle."""
+    found = re.search(r"GLOBAL ([\w.]*\w)", str(error))
+    wants = f" ({found[1]})" if found else ""
+    return BadCheckpoint(
+        f"{path}: holds more than tensors and plain data{wants} and was not unpickled; use a checkpoint that a run of"
+        " this recipe wrote"
+    )
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
@@ -167,7 +185,7 @@ class CheckpointFiles(TorchCheckpointIO):
         """Read a checkpoint; restricted to data whatever is asked for."""
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
-        return read_data(path)
+        return read_data(path) if Path(path).name == _HANDED_BACK else read_checkpoint(path)
 
 
 def _line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -307,7 +308,9 @@ class _Workers:
         """The exit code of a process that failed, the negative number of the signal that ended it; None for none."""
         if not isinstance(self._batches, _MultiProcessingDataLoaderIter):
             return None
-        return next((process.exitcode for process in self._batches._workers if process.exitcode), None)
+        processes = self._batches._workers
+        wait([process.sentinel for process in processes], timeout=1.0)  # one that was hit takes a moment to end
+        return next((process.exitcode for process in processes if process.exitcode), None)
 
     def end(self) -> None:
         """End the processes at once, though an error's traceback may still keep what they belong to."""

@@ -102,15 +102,22 @@ def faults(core: Core) -> Iterator[None]:
             raise UserError(str(error).rstrip().splitlines()[-1].partition("UserError: ")[2]) from error
         raise
     except Exception as error:
-        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-            raise UserError(_of_death(core)) from error
+        if (told := _of_death(error, core)) is not None:
+            raise UserError(told) from error
         name_plugin(error)
         raise
 
 
-def _of_death(core: Core) -> str:
+def _of_death(error: Exception, core: Core) -> str | None:
+    """Tell of a worker that died, None where none did."""
+    noticed = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+    if not noticed and not isinstance(error, ConnectionError | EOFError):  # which its last batch may end in
+        return None
+    code = core.exit_code_of_workers()
+    if code is None and not noticed:
+        return None
+    code = code or -signal.SIGKILL
     workers = core.data.workers if core.data is not None else 0
-    code = core.exit_code_of_workers() or -signal.SIGKILL  # of which nobody has to leave a trace
     way = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
     advice = "Data(workers=0) shows what of the data set or its transforms ends it"
     if code == -signal.SIGKILL:

@@ -6,6 +6,7 @@ import dataclasses
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from framework.checkpoint_file import CheckpointFiles
+from framework.checkpoint_file import CheckpointFiles, no_data
 from framework.checkpoints import Checkpoints
 from framework.dashboard import Dashboard
 from framework.errors import UserError
@@ -123,9 +124,7 @@ def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Tr
     return trainer
 
 
-def evaluating_trainer(
-    recipe: Recipe, options: Mapping[str, Any], callbacks: Sequence[pl.Callback] = ()
-) -> pl.Trainer:
+def evaluating_trainer(recipe: Recipe, options: Mapping[str, Any], callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     """Return a Trainer that evaluates and writes nothing, with the recipe's callbacks and others after them.
 
     Raises:
@@ -151,6 +150,8 @@ def refusals() -> Iterator[None]:
             f"{error.filename}: a checkpoint in parts, which only the strategy that wrote it can read; evaluate with"
             " --trainer.strategy and devices of the run, or train with strategy='fsdp2', which writes it whole"
         ) from error
+    except UnpicklingError as error:  # of strategies that read checkpoints in their own way
+        raise no_data("the checkpoint", error) from error
     except RuntimeError as error:
         if str(error).startswith("Error(s) in loading state_dict"):
             raise UserError(f"the checkpoint does not fit this network: {one_line(error)}") from error
