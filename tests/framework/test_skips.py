@@ -382,3 +382,20 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "6 steps (1 left out, not finite)" in capsys.readouterr().out
     assert cli.main([*call, "--on-nonfinite", "jump"]) == 2
     assert "on_nonfinite='jump': must be 'stop' or 'skip'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*is left out")
+def test_a_run_that_stopped_goes_on_by_skipping(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
+    """From its last checkpoint to the bits of a run that skipped from the start."""
+    late = next(sample for sample in range(100) if steps_with(data, sample) == {4})
+
+    def poisoned_recipe() -> Recipe:
+        return recipe(plugins=[Momentum()], data=poisoned(data, late), trainer={"max_epochs": 2})
+
+    with pytest.raises(NonFiniteError, match="step 4: "):
+        fit(poisoned_recipe, logs=tmp_path / "a", checkpoint_steps=1)
+    resumed = fit(poisoned_recipe, logs=tmp_path / "a", resume=True, on_nonfinite="skip")
+    at_once = fit(poisoned_recipe, logs=tmp_path / "b", on_nonfinite="skip")
+    assert (resumed.status, resumed.skipped, resumed.last) == ("finished", 2, at_once.last)
+    for one, other in zip(resumed.core.model.parameters(), at_once.core.model.parameters(), strict=True):
+        assert torch.equal(one, other)
