@@ -19,6 +19,7 @@ from framework.errors import UserError
 
 FORMAT = 1
 
+_FOLDER = 0x10  # among the attributes of an entry of a zip file
 _HANDED_BACK = ".temp.ckpt"  # bare weights, which processes that Lightning forks leave for the one that forked them
 # what Lightning and the core write into every checkpoint, and read
 _ENTRIES = ("state_dict", "callbacks", "loops", "epoch", "global_step", "pytorch-lightning_version")
@@ -76,11 +77,14 @@ def read_data(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+            # torch takes what is marked as a folder for read, and leaves the memory of its tensor as it finds it
+            marked = next((one.filename for one in archive.infolist() if one.external_attr & _FOLDER), None)
+            damaged = marked or archive.testzip()
+    except Exception as error:  # one bit may name another way of packing, each with errors of its own
         raise BadCheckpoint(f"{path}: damaged, or no checkpoint at all ({_line(error)})") from error
     if damaged is not None:
-        raise BadCheckpoint(f"{path}: damaged (the checksum of {damaged} is wrong)")
+        what = "is marked as a folder" if marked else "has a wrong checksum"
+        raise BadCheckpoint(f"{path}: damaged ({damaged} {what})")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch warns of is refused here, in one line
