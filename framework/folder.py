@@ -65,11 +65,15 @@ class RunFolder:
         """Keep others from training into the folder until :meth:`leave`, and tell the ranks of it.
 
         Raises:
-            UserError: where another process trains into it.
+            UserError: where another process trains into it, or it cannot be written.
         """
         if self.of_ranks() is not None:
             return
-        if not self.lock.take():
+        try:
+            taken = self.lock.take()
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot write there ({error.strerror}); choose another run") from error
+        if not taken:
             raise UserError(f"{self.path}: another process is training this run; stop it first, or start a new run")
         os.environ[_OF_RANKS] = str(self.path.absolute())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -26,15 +27,21 @@ class Lock:
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Take the lock, and tell whether nobody else had it."""
+        """Take the lock, and tell whether nobody else had it.
+
+        Raises:
+            OSError: where the folder cannot be written.
+        """
         if fcntl is None or self._descriptor is not None:
             return True
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return False
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                return False
+            # some network file systems have no locks: there nobody is kept out either
         self._descriptor = descriptor
         return True
 

@@ -149,8 +149,7 @@ def test_a_bit_that_flipped_is_recognised_or_changes_nothing(tmp_path: Path) -> 
         flipped.write_bytes(flip(data, bit))
         try:
             read = read_checkpoint(flipped)
-        except BadCheckpoint as error:
-            assert "\n" not in str(error)
+        except BadCheckpoint:
             recognised += 1
         else:
             torch.testing.assert_close(read.pop("state_dict"), expected["state_dict"], rtol=0, atol=0)

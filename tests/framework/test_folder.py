@@ -106,3 +106,37 @@ def test_a_copy_of_the_recipe(tmp_path: Path) -> None:
 
 def test_versions() -> None:
     assert {"python", "torch", "pytorch-lightning"} <= set(versions_of_packages())
+
+
+def test_runs_are_listed_the_newest_first(tmp_path: Path) -> None:
+    for number in (9, 10, 2):
+        (tmp_path / "digits" / f"version_{number}").mkdir(parents=True)
+    assert [folder.path.name for folder in RunFolder.all(tmp_path, "digits")] == [
+        "version_10",
+        "version_9",
+        "version_2",
+    ]
+    assert RunFolder.all(tmp_path, "letters") == []
+
+
+def test_ranks_are_told_of_a_folder_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("run"))
+    folder.hold()
+    assert RunFolder.of_ranks() is None, "a process that launched nobody, or rank zero, has its own"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert RunFolder.of_ranks() is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.chdir("/")
+    made = RunFolder.of_ranks()
+    assert made is not None
+    assert made.path == tmp_path / "run"
+    made.hold()  # rank zero holds it for all
+    folder.leave()
+
+
+def test_a_folder_that_cannot_be_held(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"cannot write there \(Is a directory\); choose another run"):
+        RunFolder(tmp_path).hold()

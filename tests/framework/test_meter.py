@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,3 +62,33 @@ def test_no_weight_gives_no_number() -> None:
 def test_scalars_keeps_order_and_reads_numbers_and_tensors() -> None:
     read = scalars({"a": 1, "b": torch.tensor([2.5]), "c": 3.0, "d": torch.tensor(4)})
     assert list(read.items()) == [("a", 1.0), ("b", 2.5), ("c", 3.0), ("d", 4.0)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 255, 256, 300, 600])
+def test_a_meter_that_goes_on_from_its_state_gives_the_same_bits(at: int, tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(at)
+    values = torch.rand(700, generator=draws) * 1e3
+    weights = torch.rand(700, generator=draws).tolist()
+    alone, first, second = Meter(), Meter(), Meter()
+    for place, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        alone.add("a", value, weight)
+        if place < at:
+            first.add("a", value, weight)
+    torch.save(first.state(), tmp_path / "state")
+    second.restore(torch.load(tmp_path / "state", weights_only=True), torch.device("cpu"))
+    for value, weight in zip(values[at:], weights[at:], strict=True):
+        second.add("a", value, weight)
+    assert second.means() == alone.means()
+
+
+def test_a_state_stays_as_it_was_when_its_meter_goes_on() -> None:
+    first, second = Meter(), Meter()
+    first.add("a", torch.tensor(1.0))
+    state = first.state()
+    first.add("a", torch.tensor(3.0))
+    second.restore(state, torch.device("cpu"))
+    second.add("a", torch.tensor(5.0))
+    assert (first.means()[0], second.means()[0]) == ({"a": 2.0}, {"a": 3.0})
+    third = Meter()
+    third.restore(state, torch.device("cpu"))
+    assert third.means() == ({"a": 1.0}, {"a": 1.0})
