@@ -38,7 +38,10 @@ def read_value(value: Any, annotation: Any) -> Any:
         'many'
     """
     typed = isinstance(value, Text)
-    if not typed and (problem_of(annotation, value) is None or not isinstance(value, (str, list, dict))):
+    # JSON has lists alone for tuples
+    listed = isinstance(value, list) and any((get_origin(one) or one) is tuple for one in _options(annotation))
+    fits = problem_of(annotation, value) is None and not listed
+    if not typed and (fits or not isinstance(value, (str, list, dict))):
         return value
     scalar = _scalar(value) if typed else value
     try:

@@ -86,6 +86,12 @@ def test_plain_data_is_read_only_where_it_does_not_fit() -> None:
     assert read_value(thing, float) is thing
 
 
+@pytest.mark.parametrize("annotation", [tuple[int, ...], tuple[int, int], tuple, tuple[int, ...] | None])
+def test_lists_are_read_as_the_tuples_that_they_were(annotation: Any) -> None:
+    assert read_value([1, 2], annotation) == (1, 2)
+    assert read_value([1, 2], list[int]) == [1, 2]
+
+
 def test_types_have_short_names() -> None:
     annotation = dict[str, Rate] | Callable[..., torch.Tensor] | None
     assert type_name(annotation) == "dict[str, float >= 0 and <= 1] | Callable[..., Tensor] | None"
