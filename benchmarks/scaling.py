@@ -1,0 +1,130 @@
+"""How the time of a step grows with parameters, tensors, plugins and observed layers, and the slopes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from framework import Core, Data, Plugin, Recipe, Step, fit
+from plugins.activation_sparsity import ActivationSparsity
+from plugins.norm_penalty import NormPenalty
+from plugins.optimizer import Optimizer
+from plugins.weight_average import WeightAverage
+
+
+class Sum(nn.Module):
+    """A loss on parameters alone, so that nothing but the work on weights grows.
+
+    Args:
+        count: number of tensors.
+        size: numbers in each.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList([nn.Parameter(torch.ones(size)) for _ in range(count)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return one number."""
+        return x.sum() + torch.stack([weight[0] for weight in self.weights]).sum()
+
+
+class Idle(Plugin):
+    """Answers at three hook points and does nothing there."""
+
+    def begin_step(self, step: Step) -> None:
+        """Do nothing."""
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        """Do nothing."""
+        return batch
+
+    def after_update(self, step: Step) -> None:
+        """Do nothing."""
+
+
+class Clock(Plugin):
+    """Takes the time at the beginning of each step."""
+
+    def attach(self, core: Core) -> None:
+        """Begin."""
+        self.times_: list[float] = []
+
+    def begin_step(self, step: Step) -> None:
+        """Take the time."""
+        self.times_.append(time.perf_counter())
+
+
+def microseconds(model: nn.Module, plugins: Sequence[Plugin], steps: int) -> float:
+    """Return the median time of a step, in microseconds."""
+    clock = Clock()
+    x = (torch.randn(steps * 4, 16), torch.zeros(steps * 4))
+    recipe = Recipe(
+        model,
+        Data(x, batch_size=4),
+        lambda prediction, target: prediction.mean(),
+        plugins=[clock, *plugins],
+        trainer={"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    )
+    fit(recipe, logs=None)
+    gaps = [b - a for a, b in itertools.pairwise(clock.times_[len(clock.times_) // 4 :])]
+    return statistics.median(gaps) * 1e6
+
+
+def network(layers: int) -> nn.Sequential:
+    """Return a network with so many ReLU layers."""
+    return nn.Sequential(*(layer for _ in range(layers) for layer in (nn.Linear(16, 16), nn.ReLU())))
+
+
+def terms() -> list[Plugin]:
+    """Return what works on each weight: L2, an average, SGD."""
+    return [NormPenalty(1e-4, weights="*", biases=True), WeightAverage(decay=0.99), Optimizer("SGD", lr=0.0)]
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of log time over log size between the last two points: 1 is linear."""
+    (x0, y0), (x1, y1) = points[-2:]
+    return math.log(y1 / y0) / math.log(x1 / x0)
+
+
+def curves(largest: int) -> dict[str, list[tuple[float, float]]]:
+    """Return ``(size, microseconds)`` by what grows.
+
+    Args:
+        largest: parameters at most.
+    """
+    weights = [10**n for n in range(3, 9) if 10**n <= largest]
+    grows: dict[str, tuple[list[int], Callable[[int], float]]] = {
+        "parameters (8 tensors; L2, EMA, SGD)": (
+            weights,
+            lambda n: microseconds(Sum(8, n // 8), terms(), max(8, min(300, 10**8 // n))),
+        ),
+        "tensors (64 numbers each; L2, EMA, SGD)": (
+            [10, 100, 500, 1000, 2000],
+            lambda n: microseconds(Sum(n, 64), terms(), 60),
+        ),
+        "plugins (at three hook points, idle)": (
+            [1, 5, 10, 20],
+            lambda n: microseconds(network(2), [Idle(name=f"idle_{i}") for i in range(n)], 400),
+        ),
+        "layers observed (activation L1)": (
+            [2, 10, 50, 100],
+            lambda n: microseconds(network(n), [ActivationSparsity(1e-4, "ReLU")], 100),
+        ),
+        "layers, nobody observes": ([2, 10, 50, 100], lambda n: microseconds(network(n), [], 100)),
+    }
+    return {what: [(float(n), time_of(n)) for n in sizes] for what, (sizes, time_of) in grows.items()}
+
+
+def show(found: dict[str, list[tuple[float, float]]]) -> None:
+    """Print the curves and their slopes."""
+    for what, points in found.items():
+        told = ", ".join(f"{n:,.0f}: {us:,.0f} us" for n, us in points)
+        print(f"  {what}: {told}; slope at the end {slope(points):.2f}")
