@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,12 +21,9 @@ class WeightEdits:
     """
 
     def __init__(self) -> None:
-        self._copies: dict[tuple[int, Tensor], Tensor] = {}
+        self._copies: list[dict[Tensor, Tensor]] = [{}]
         self._levels: list[dict[Tensor, Tensor]] = [{}]
 
-    # Lightning evaluates in inference mode, whose tensors could not be written over outside of it
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def save(self, weights: Iterable[Tensor]) -> list[Tensor]:
         """Save weights that are about to be edited and return them, to be changed in place under ``no_grad``.
 
@@ -39,21 +37,25 @@ class WeightEdits:
             [1.0, 1.0]
         """
         weights = list(dict.fromkeys(weights))
-        saved, level = self._levels[-1], len(self._levels)
-        fresh = [weight for weight in weights if weight not in saved]
+        saved = self._levels[-1]
+        fresh = [weight for weight in weights if weight not in saved] if saved else weights
         if fresh:
-            kept = []
-            for weight in fresh:
-                copy = self._copies.get((level, weight))
-                if copy is None or copy.dtype != weight.dtype or copy.device != weight.device:
-                    copy = self._copies[level, weight] = torch.empty_like(weight, requires_grad=False)
-                kept.append(copy)
+            kept = self._room_for(fresh)
             copy_into(kept, fresh)
             saved.update(zip(fresh, kept, strict=True))
         return weights
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
+    def _room_for(self, weights: list[Tensor]) -> list[Tensor]:
+        """Return a tensor like each weight, where there is one the one of the steps before."""
+        copies = self._copies[len(self._levels) - 1]
+        kept = [copies.get(weight) for weight in weights]
+        for place, (weight, copy) in enumerate(zip(weights, kept, strict=True)):
+            if copy is None or copy.dtype != weight.dtype or copy.device != weight.device:
+                # Lightning evaluates in inference mode, whose tensors could not be written over outside of it
+                with torch.inference_mode(False):
+                    kept[place] = copies[weight] = torch.empty_like(weight, requires_grad=False)
+        return cast(list[Tensor], kept)
+
     def undo(self) -> None:
         """Put back every weight saved at this level; without open edits it does nothing."""
         saved = self._levels[-1]
@@ -65,6 +67,8 @@ class WeightEdits:
     def nested(self) -> Iterator[None]:
         """Open a level of edits inside those in force: undone by itself, to the weights as they are now."""
         self._levels.append({})
+        if len(self._copies) < len(self._levels):
+            self._copies.append({})
         try:
             yield
         finally:

@@ -11,8 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from framework.normals import UNIT, WORD, Words, normals_of, uniforms_of
 
 _MASK = (1 << 64) - 1
+_NO_WORDS = np.zeros(4, dtype=np.uint64)
 
 
 def mix(state: int, number: int) -> int:
@@ -51,6 +55,8 @@ class Stream:
         self.who = who
         self._key = key_of(seed, who)
         self._generators: dict[str, torch.Generator] = {}
+        self._words: np.random.PCG64DXSM | None = None
+        self._numpy: np.random.Generator | None = None
 
     def key(self, *where: int) -> int:
         """Return the 64-bit key of the draws at ``where`` (step, micro-batch, rank, …)."""
@@ -58,6 +64,52 @@ class Stream:
         for number in where:
             state = mix(state, number)
         return state
+
+    def words(self, *where: int, start: int = 0, count: int) -> Words:
+        """Return random 64-bit words of ``where``: those from number ``start`` on, whatever was drawn before.
+
+        Source: O'Neill (2014), PCG: A family of simple fast space-efficient statistically good algorithms for random
+        number generation; NumPy's PCG64DXSM, of which neither streams nor distant stretches are correlated.
+        """
+        if self._words is None:
+            self._words = np.random.PCG64DXSM(0)
+        key = self.key(*where)
+        halves = [key, mix(key, 1), mix(key, 2), mix(key, 3)]
+        self._words.state = {
+            "bit_generator": "PCG64DXSM",
+            "state": {"state": halves[0] << 64 | halves[1], "inc": halves[2] << 64 | halves[3] | 1},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        if start:
+            self._words.advance(start)
+        return self._words.random_raw(count)
+
+    def normals(self, *where: int, start: int = 0, size: int) -> Tensor:
+        r"""Return draws from :math:`\mathcal N(0, 1)` of ``where``, in float32, whatever was drawn before.
+
+        Args:
+            *where: step, micro-batch, rank, …
+            start: number of the first.
+            size: how many.
+
+        Example:
+            >>> noise = Stream(0, "weight_noise")
+            >>> bool((noise.normals(3, start=700, size=2) == noise.normals(3, size=702)[700:]).all())
+            True
+        """
+        first, last = start // UNIT, -(-(start + size) // UNIT)
+        words = self.words(*where, start=first * (UNIT // WORD), count=(last - first) * (UNIT // WORD))
+        low = start - first * UNIT
+        return normals_of(words)[low : low + size]
+
+    def uniforms(self, *where: int, start: int = 0, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return draws from [0, 1) of ``where``, in float32 or float64; see :meth:`normals`."""
+        share = 1 if dtype == torch.float64 else 2
+        first, last = start // share, -(-(start + size) // share)
+        words = self.words(*where, start=first, count=last - first)
+        low = start - first * share
+        return uniforms_of(words, dtype)[low : low + size]
 
     def torch(self, *where: int, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a torch generator at the start of the draws of ``where``.
@@ -72,8 +124,22 @@ class Stream:
         return generator
 
     def numpy(self, *where: int) -> np.random.Generator:
-        """Return a new NumPy generator at the start of the draws of ``where``."""
-        return np.random.Generator(np.random.Philox(key=self.key(*where)))
+        """Return a NumPy generator at the start of the draws of ``where``.
+
+        The generator is one and reused, since making one takes ten times as long: take all draws of one place before
+        asking for the next.
+        """
+        if self._numpy is None:
+            self._numpy = np.random.Generator(np.random.Philox(key=0))
+        self._numpy.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": _NO_WORDS, "key": np.array([self.key(*where), 0], dtype=np.uint64)},
+            "buffer": _NO_WORDS,
+            "buffer_pos": 4,  # the buffer is used up
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self._numpy
 
     def __getstate__(self) -> dict[str, object]:
         return {"seed": self.seed, "who": self.who}

@@ -1,4 +1,4 @@
-r"""Noise on samples: the mathematics that plugins for inputs and for hidden layers share, and the source of normals."""
+r"""Noise: the mathematics that plugins for inputs and for hidden layers share, and normals for weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from framework.errors import UserError
 from framework.settings import Bounds
 
 if TYPE_CHECKING:
+    from framework.keyed import Stream
     from framework.plugin import Plugin
     from framework.step import Step
 
@@ -19,14 +20,22 @@ NoiseKind = Literal["gaussian", "multiplicative", "masking"]
 Rate = Annotated[float, Bounds(low=0, high=1, open_high=True)]
 
 
-def normals(
-    size: int, *, generator: torch.Generator, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Tensor:
-    r"""Return ``size`` independent draws from :math:`\mathcal N(0, 1)`, a function of the generator's state alone.
+def normals(stream: Stream, *where: int, start: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+    r"""Return draws from :math:`\mathcal N(0, 1)` in float32: numbers ``start`` to ``start + size`` of a vector.
 
-    Noise on weights is bound by this function: whoever finds a faster source of normals puts it here.
+    On a CPU they are those of :meth:`framework.keyed.Stream.normals`, so that the vector is the same however it is cut.
+    Elsewhere torch's generator of the device draws them, keyed by ``start`` as well.
+
+    Args:
+        stream: who draws.
+        *where: step, micro-batch, rank, …
+        start: number of the first.
+        size: how many.
+        device: where they are made.
     """
-    return torch.randn(size, generator=generator, device=device, dtype=dtype)
+    if torch.device(device).type == "cpu":
+        return stream.normals(*where, start=start, size=size)
+    return torch.randn(size, generator=stream.torch(*where, start, device=device), device=device)
 
 
 def additive(x: Tensor, std: float, noise: Tensor) -> Tensor:

@@ -136,8 +136,10 @@ def _completed(norm: Any) -> Tensor:
     return complete
 
 
-@torch.inference_mode(False)
-@torch.no_grad()
 def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors into others that are sharded alike."""
-    torch._foreach_copy_(locals_of(t.detach() for t in targets), locals_of(s.detach() for s in sources))
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return copy_into(targets, sources)
+    with torch.no_grad():
+        torch._foreach_copy_(locals_of(targets), locals_of(sources))

@@ -95,20 +95,23 @@ class Step:
         return self._rows(plugin, like, who, torch.rand)
 
     def _rows(self, plugin: Plugin, like: Tensor, who: str, draw: Callable[..., Tensor]) -> Tensor:
-        rows = like.shape[0]
-        width = like.numel() // max(rows, 1)
+        rows, size = like.shape[0], like.numel()
+        width = size // max(rows, 1)
         stream = self.stream(f"{plugin.name}/{who}")
-        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         if rows == self.count:
-            start, where = self.start, [self.index, width]
+            start, where = self.start * width, [self.index, width]
         else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
             start, where = 0, [self.index, width, self.micro + 1, self.rank]
-        generator = stream.torch(*where, device=like.device)
-        # torch's CPU kernel draws normals in blocks of 16, the last one aligned to the end: whole blocks keep the
-        # first rows the same, however many follow
-        numbers = -(-(start + rows) * width // 16) * 16
-        noise = draw(max(numbers, 16), generator=generator, device=like.device, dtype=dtype)
-        return noise[start * width : (start + rows) * width].view(like.shape).to(like.dtype)
+        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        if like.device.type != "cpu":
+            # torch's generators have no places to begin at: the rows before are drawn as well, which costs a GPU little
+            generator = stream.torch(*where, device=like.device)
+            noise = draw(start + size, generator=generator, device=like.device, dtype=dtype)[start:]
+        elif draw is torch.rand:
+            noise = stream.uniforms(*where, start=start, size=size, dtype=dtype)
+        else:
+            noise = stream.normals(*where, start=start, size=size)
+        return noise.view(like.shape).to(like.dtype)
 
     def record(self, name: str, value: Tensor | float) -> None:
         """Log a scalar with this step; worth calling only where :attr:`logged` is true.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,14 @@ from framework.noise import normals
 from framework.patterns import Patterns, is_norm, select_weights
 from framework.plugin import Plugin, overrides
 from framework.settings import NonNegative
-from framework.shards import laid_out_as, locals_of
+from framework.shards import is_sharded, laid_out_as, locals_of
 from framework.step import Step
 
 if TYPE_CHECKING:
     from framework.module import Core
     from framework.plan import Plan
+
+_IN_CACHE, _IN_MEMORY = 1 << 17, 1 << 24
 
 WeightNoiseKind = Literal["gaussian", "relative"]
 
@@ -44,9 +46,7 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
         [[1.5, 1.0]]
     """
     parts = torch.split(noise, [weight.numel() for weight in weights])
-    # a rank that holds a part of a weight disturbs it by its part of the noise
-    views = locals_of(laid_out_as(part.view(w.shape), w) for part, w in zip(parts, weights, strict=True))
-    weights = locals_of(weights)
+    views = [part if weight.ndim == 1 else part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
     if kind == "gaussian":
         torch._foreach_add_(weights, views, alpha=std)
     else:
@@ -63,6 +63,54 @@ def normalized(model: nn.Module) -> set[Tensor]:
     """
     pairs = [pair for one in model.modules() if isinstance(one, nn.Sequential) for pair in itertools.pairwise(one)]
     return {weight for layer, after in pairs if is_norm(after) for weight in layer.parameters(recurse=False)}
+
+
+class Share(NamedTuple):
+    """What is disturbed by numbers ``start`` to ``start + size`` of the noise: weights, or rows of one, as views."""
+
+    start: int
+    size: int
+    views: list[Tensor]
+
+
+def shares_of(weights: Sequence[Tensor], limit: int) -> list[Share]:
+    """Cut weights into shares of about ``limit`` entries, so that the noise of one share fits into a cache.
+
+    Small weights go together, and a larger one is cut along its first dimension; but of a sharded one each rank needs
+    the whole noise.
+
+    Example:
+        >>> shares = shares_of([torch.empty(2, 3), torch.empty(4), torch.empty(3, 4)], limit=10)
+        >>> [(start, size, [tuple(view.shape) for view in views]) for start, size, views in shares]
+        [(0, 10, [(6,), (4,)]), (10, 8, [(8,)]), (18, 4, [(4,)])]
+    """
+    shares: list[Share] = []
+    start, room = 0, 0
+    for weight in weights:
+        size, whole = weight.numel(), weight.detach()
+        if is_sharded(weight):
+            shares.append(Share(start, size, [whole]))
+            room = 0
+        elif size > limit and weight.ndim:
+            width = size // len(whole)
+            cuts = [_flat(rows) for rows in torch.split(whole, max(limit // width, 1))]
+            ends = itertools.accumulate((cut.numel() for cut in cuts), initial=start)
+            shares += [Share(at, cut.numel(), [cut]) for at, cut in zip(ends, cuts, strict=False)]
+            room = 0
+        elif size <= room:
+            last = shares[-1]
+            shares[-1] = Share(last.start, last.size + size, [*last.views, _flat(whole)])
+            room -= size
+        else:
+            shares.append(Share(start, size, [_flat(whole)]))
+            room = limit - size
+        start += size
+    return shares
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """Return a view of one dimension, or the tensor itself where its entries do not lie in order."""
+    return weight.view(-1) if weight.is_contiguous() else weight
 
 
 class WeightNoise(Plugin):
@@ -99,7 +147,7 @@ class WeightNoise(Plugin):
         Norm layers: behind one, larger weights outgrow gaussian noise without any change of the function; add a norm
         penalty or use relative noise.
         Terms on weights with a gradient in closed form see the clean weights; terms from ``penalty`` the noisy ones.
-        A tied weight is disturbed once. Costs one copy of the weights, and the noise while it is added.
+        A tied weight is disturbed once. Costs one copy of the weights; the noise is made a piece at a time.
 
     Source: Jim, Giles and Horne (1996), An analysis of noise in recurrent neural networks (relative, and how often to
     draw); Graves, Mohamed and Hinton (2013), Speech recognition with deep recurrent neural networks (one draw a
@@ -133,7 +181,8 @@ class WeightNoise(Plugin):
         """Choose the weights."""
         chosen = select_weights(core.model, self.weights, who=self.describe(), biases=self.biases)
         self.names_, self.weights_ = list(chosen), list(chosen.values())
-        self.size_ = sum(weight.numel() for weight in self.weights_)
+        self.places_: list[tuple[int, torch.dtype]] = []
+        self.shares_: list[Share] = []
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
         """Tell noise that weights in front of a norm layer can outgrow, since nothing keeps them small."""
@@ -155,7 +204,21 @@ class WeightNoise(Plugin):
             return
         weights = step.edits.save(self.weights_)
         device, dtype = weights[0].device, weights[0].dtype
-        generator = (step.generator if self.fresh == "step" else step.micro_generator)(self, device)
+        stream = step.stream(self.name)
+        where = (step.index,) if self.fresh == "step" else (step.index, step.micro, step.rank)
         # half precision holds no good normals; the sum is rounded once, into the weights
         wide = torch.promote_types(dtype, torch.float32)
-        perturb(weights, self.std, normals(self.size_, generator=generator, device=device, dtype=wide), self.kind)
+        for start, size, views in self._shares(weights):
+            noise = normals(stream, *where, start=start, size=size, device=device).to(wide)
+            if is_sharded(views[0]):  # a rank that holds a part of a weight disturbs it by its part of the noise
+                (noise,) = locals_of([laid_out_as(noise.view(views[0].shape), views[0])])
+                views, noise = locals_of(views), noise.reshape(-1)
+            perturb(views, self.std, noise, self.kind)
+
+    def _shares(self, weights: list[Tensor]) -> list[Share]:
+        """Return the shares, made anew where the weights were moved, such as to another device."""
+        places = [(weight.data_ptr(), weight.dtype) for weight in locals_of(weights)]
+        if places != self.places_:
+            self.places_ = places
+            self.shares_ = shares_of(weights, _IN_CACHE if weights[0].device.type == "cpu" else _IN_MEMORY)
+        return self.shares_

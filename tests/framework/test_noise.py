@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from framework.edits import WeightEdits
 from framework.errors import UserError
+from framework.keyed import Stream
 from framework.noise import additive, check_rate, disturbed, dropout_std, masked, multiplicative, normals
 from framework.plugin import Plugin
 from framework.step import Step
@@ -28,20 +29,25 @@ def keyed(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normals_are_standard_normal_and_independent(dtype):
-    x = normals(200_000, generator=keyed(1), dtype=dtype)
-    assert x.dtype == dtype
-    assert abs(x.mean()) < 4 / math.sqrt(len(x))
-    assert abs(x.var() - 1) < 4 * math.sqrt(2 / len(x))
-    assert stats.kstest(x.numpy(), "norm").pvalue > 0.01
-    for lag in (1, 2, 8, 16):
-        assert abs((x[lag:] * x[:-lag]).mean()) < 4 / math.sqrt(len(x))
+def test_normals_of_a_place_do_not_depend_on_how_they_are_cut():
+    whole = normals(Stream(1, "a"), 5, start=0, size=1000)
+    cut = [normals(Stream(1, "a"), 5, start=low, size=min(300, 1000 - low)) for low in range(0, 1000, 300)]
+    assert torch.equal(torch.cat(cut), whole)
+    assert not torch.equal(normals(Stream(1, "a"), 6, start=0, size=1000), whole)
 
 
-def test_normals_are_a_function_of_the_generators_state():
-    assert torch.equal(normals(100, generator=keyed(1)), normals(100, generator=keyed(1)))
-    assert not torch.equal(normals(100, generator=keyed(1)), normals(100, generator=keyed(2)))
+def test_another_devices_normals_come_from_its_generator(monkeypatch):
+    asked = []
+
+    def randn(size, *, generator, device):
+        asked.append((generator.initial_seed(), device))
+        return torch.zeros(size)
+
+    monkeypatch.setattr(torch, "randn", randn)
+    monkeypatch.setattr(Stream, "torch", lambda self, *where, device: keyed(self.key(*where) >> 1))
+    for start in (0, 0, 8):
+        assert normals(Stream(1, "a"), 5, start=start, size=100, device="cuda").shape == (100,)
+    assert asked[0] == asked[1] != asked[2]
 
 
 def test_formulas_by_hand():
@@ -89,7 +95,7 @@ def test_multiplicative_noise_of_dropout_std_is_dropout_in_mean_and_variance(rat
     ones = torch.ones(n)
     torch.manual_seed(0)
     dropout = functional.dropout(ones, rate)
-    noisy = multiplicative(ones, dropout_std(rate), normals(n, generator=keyed(3)))
+    noisy = multiplicative(ones, dropout_std(rate), normals(Stream(3, "a"), start=0, size=n))
     std = dropout_std(rate)
     error = std * math.sqrt(2 / n)
     assert abs(noisy.mean() - dropout.mean()) < 4 * error

@@ -76,9 +76,9 @@ def observed(model: nn.Module, plugin: HiddenNoise, x, count: int, start: int = 
 @pytest.mark.parametrize(
     ("plugin", "formula"),
     [
-        (KINDS[0], lambda h, draw: h + 0.3 * draw(torch.randn)),
-        (KINDS[1], lambda h, draw: h * (1 + 0.3 * draw(torch.randn))),
-        (KINDS[2], lambda h, draw: h * (draw(torch.rand) >= 0.25) / 0.75),
+        (KINDS[0], lambda h, draw: h + 0.3 * draw(Stream.normals)),
+        (KINDS[1], lambda h, draw: h * (1 + 0.3 * draw(Stream.normals))),
+        (KINDS[2], lambda h, draw: h * (draw(Stream.uniforms) >= 0.25) / 0.75),
     ],
 )
 def test_a_fit_equals_a_loop_by_hand(plugin, formula):
@@ -86,7 +86,7 @@ def test_a_fit_equals_a_loop_by_hand(plugin, formula):
 
     def after(h, layer):
         stream = Stream(3, f"hidden_noise/{layer}")
-        return formula(h, lambda draw: draw(256, generator=stream.torch(index, 16)).view(16, 16))
+        return formula(h, lambda draw: draw(stream, index, 16, size=256).view(16, 16))
 
     model = Net(after)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)

@@ -50,8 +50,8 @@ def by_hand(formula, rate=0.0) -> torch.Tensor:
         loader.set_epoch(epoch)
         for window in loader:
             x, y = window.batches[0]
-            draw = torch.rand if rate else torch.randn
-            x = formula(x, draw(128, generator=stream.torch(index, 8)).view(16, 8))
+            draw = stream.uniforms if rate else stream.normals
+            x = formula(x, draw(index, 8, size=128).view(16, 8))
             optimizer.zero_grad()
             functional.mse_loss(model(x), y).backward()
             optimizer.step()

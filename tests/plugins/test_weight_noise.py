@@ -15,7 +15,7 @@ from framework import Core, Data, Recipe, UserError, fit
 from framework.edits import WeightEdits
 from framework.keyed import Stream
 from framework.step import Step
-from plugins.weight_noise import WeightNoise, perturb
+from plugins.weight_noise import WeightNoise, perturb, shares_of
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.linspace(-1, 1, 8)).unsqueeze(1)
@@ -105,7 +105,7 @@ def test_a_fit_equals_a_loop_by_hand(kind, fresh):
             optimizer.zero_grad()
             for micro, (x, y) in enumerate(window.batches):
                 where = (index,) if fresh == "step" else (index, micro, 0)
-                first, second = torch.randn(8 * 16 + 16, generator=stream.torch(*where)).split([128, 16])
+                first, second = stream.normals(*where, size=8 * 16 + 16).split([128, 16])
                 clean = [w.detach().clone() for w in chosen]
                 with torch.no_grad():
                     for w, e in zip(chosen, (first, second), strict=True):
@@ -336,3 +336,66 @@ def test_edits_work_without_a_core():
     assert weights[0].tolist() == [[1, 2], [3, 4], [5, 6]]
     edits.undo()
     assert weights[0].tolist() == [[1, 1], [1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("limit", [1, 7, 64, 500, 10**6])
+def test_the_noise_is_one_vector_however_weights_are_cut(limit, monkeypatch):
+    monkeypatch.setattr("plugins.weight_noise._IN_CACHE", limit)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 3).to(memory_format=torch.channels_last), nn.Linear(9, 40)
+    )
+    plugin, step = attached(model, WeightNoise(0.5, biases=True))
+    clean = [w.detach().clone() for w in plugin.weights_]
+    edit(plugin, step)
+    noise = step.stream("weight_noise").normals(step.index, size=sum(w.numel() for w in clean))
+    for weight, before, part in zip(plugin.weights_, clean, noise.split([w.numel() for w in clean]), strict=True):
+        assert torch.equal(weight, before + 0.5 * part.view(weight.shape))
+    step.edits.undo()
+    assert all(torch.equal(w, c) for w, c in zip(plugin.weights_, clean, strict=True))
+
+
+def test_shares_cover_each_entry_once_and_keep_to_the_limit():
+    weights = [torch.zeros(3, 4), torch.zeros(50, 2, 2), torch.zeros(()), torch.zeros(7), torch.zeros(2, 30)]
+    shares = shares_of(weights, limit=20)
+    start = 0
+    for share in shares:
+        assert share.start == start
+        assert share.size == sum(view.numel() for view in share.views)
+        for view in share.views:
+            view += 1
+        start += share.size
+    assert start == sum(w.numel() for w in weights)
+    assert all((w == 1).all() for w in weights)
+    assert [s.size for s in shares] == [12, *[20] * 10, 8, 30, 30]  # a row is never cut
+
+
+def test_weights_that_were_moved_are_the_ones_disturbed():
+    model = make_model()
+    plugin, step = attached(model, WeightNoise(0.1))
+    noise_of(plugin, step)
+    model.double()
+    assert (noise_of(plugin, step) != 0).all()
+    for weight in plugin.weights_:
+        weight.data = weight.data.clone()
+    assert (noise_of(plugin, step) != 0).all()
+
+
+def test_sharded_weights_get_their_part_of_the_noise(tmp_path):
+    # one process that holds everything goes the way of shards all the same
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        whole, sharded = make_model(), make_model()
+        for layer in (sharded[0], sharded[2]):
+            layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+        for model in (whole, sharded):
+            plugin, step = attached(model, WeightNoise(0.1))
+            edit(plugin, step)
+        for a, b in zip(whole.parameters(), sharded.parameters(), strict=True):
+            assert torch.equal(a, b.full_tensor() if hasattr(b, "full_tensor") else b)
+    finally:
+        torch.distributed.destroy_process_group()
