@@ -110,7 +110,10 @@ def target_of(batch: Any) -> Any:
 
 def _part(batch: Any, name: str) -> Any:
     try:
-        return batch[name] if isinstance(batch, Mapping) else batch[_PARTS.index(name)]
+        # whether something is a mapping takes Python longer to find out than the rest of this
+        if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):
+            return batch[name]
+        return batch[_PARTS.index(name)]
     except (LookupError, TypeError) as error:
         have = f"a mapping with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
@@ -133,6 +136,6 @@ def replace(batch: Any, **parts: Any) -> Any:
 
 def size_of(batch: Any) -> int:
     """Return the number of samples in a batch: the length of its input, or of a mapping's first entry without one."""
-    if isinstance(batch, Mapping) and "input" not in batch:
+    if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping) and "input" not in batch:
         return len(next(iter(batch.values())))
     return len(input_of(batch))

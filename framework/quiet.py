@@ -44,8 +44,6 @@ _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     ),
     # the core's empty list of loaders where there is no validation part
     (r"Total length of `list` across ranks is zero", UserWarning),
-    # the recorder reduces over ranks before it hands on; other tags are the user's own
-    (r"It is recommended to use `self\.log\('(train|val|test|gap|penalty)/.*sync_dist=True", UserWarning),
     # told as an error
     (r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`", UserWarning),
     # the core keeps checkpoints after the update by intent

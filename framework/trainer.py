@@ -19,6 +19,7 @@ from framework.checkpoints import Checkpoints
 from framework.dashboard import Dashboard
 from framework.errors import UserError
 from framework.folder import RunFolder
+from framework.loop import EpochLoop
 from framework.notices import as_callbacks
 from framework.phase import Phase
 from framework.progress import make_progress
@@ -85,20 +86,24 @@ def training_trainer(
     if folder is None:
         chosen["enable_checkpointing"] = False
     if folder is None or not chosen.get("enable_checkpointing", True):
-        return _make(chosen, [*callbacks, StopOnSignal(keeping.signals)])
-    files = CheckpointFiles()
-    chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
-    checkpoints = Checkpoints(
-        folder.checkpoints,
-        files,
-        keeping.signals,
-        name="last" if phase is None else phase.name,
-        monitor=recipe.monitor if phase is None and _is_validated(recipe) else None,
-        mode=recipe.mode,
-        every_n_steps=keeping.every_n_steps,
-        every_n_minutes=keeping.every_n_minutes,
-    )
-    return _make(chosen, [*callbacks, checkpoints])
+        callbacks.append(StopOnSignal(keeping.signals))
+    else:
+        files = CheckpointFiles()
+        chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
+        checkpoints = Checkpoints(
+            folder.checkpoints,
+            files,
+            keeping.signals,
+            name="last" if phase is None else phase.name,
+            monitor=recipe.monitor if phase is None and _is_validated(recipe) else None,
+            mode=recipe.mode,
+            every_n_steps=keeping.every_n_steps,
+            every_n_minutes=keeping.every_n_minutes,
+        )
+        callbacks.append(checkpoints)
+    trainer = _make(chosen, callbacks)
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
+    return trainer
 
 
 def _listed(plugins: Any) -> list[Any]:

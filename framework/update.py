@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from framework.clip import clip_by_norm_
 from framework.data import Window
 from framework.errors import UserError
 from framework.gradient import has_own, listeners, named_terms, without_autocast
 from framework.settings import Positive, problem_of
 from framework.shards import whole
+from framework.stepper import Stepper
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -78,6 +80,7 @@ class Update:
             )
         if self._core.skips is not None:
             self._core.skips.prepare(self._optimizer, self._needs_closure)
+        self._move = self._optimizer.step if self._needs_closure else Stepper(self._optimizer)
         self._zeroing = [one for one in listeners(self._core) if has_own(one, "on_before_zero_grad")]
         self._watching = [one for one in listeners(self._core) if has_own(one, "on_before_optimizer_step")]
         return self._optimizer
@@ -106,7 +109,7 @@ class Update:
             return False
         self._finish_gradients()
         if scaler is None:
-            self._optimizer.step()
+            self._move()
             return True
         before = scaler.get_scale()
         scaler.step(self._optimizer)
@@ -175,17 +178,18 @@ class Update:
         for parameter in self._parameters:
             parameter.grad = None
 
-    @torch.no_grad()
     def _add_weight_gradients(self) -> None:
-        for add in self._weight_gradients:
-            add(self._core.at)
+        if self._weight_gradients:
+            with torch.no_grad():
+                for add in self._weight_gradients:
+                    add(self._core.at)
 
     def _finish_gradients(self) -> None:
         """Let plugins change the gradients, and clip them."""
-        step = self._core.at
-        with torch.no_grad():
-            for transform in self._transforms:
-                transform(step)
+        if self._transforms:
+            with torch.no_grad():
+                for transform in self._transforms:
+                    transform(self._core.at)
         for one in self._watching:
             _notify(one, "on_before_optimizer_step", self._core, self._optimizer)
         self._clip()
@@ -197,8 +201,8 @@ class Update:
             if self._clip_algorithm == "value":
                 torch.nn.utils.clip_grad_value_(self._parameters, self._clip_value)
             else:
-                norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_value)
-                self._core.at.record("grad_norm", whole(norm))
+                gradients = [p.grad for p in self._parameters if p.grad is not None]
+                self._core.at.record("grad_norm", whole(clip_by_norm_(gradients, self._clip_value)))
         if len(clipped) > 1:
             raise UserError(f"gradients are clipped by {' and by '.join(clipped)}, and only one may; take one out")
         if not clipped and self._core.at.logged:

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from framework.clip import clip_by_norm_
 from framework.errors import UserError, did_you_mean
 from framework.muon import Muon
 from framework.patterns import Patterns, is_weight, select_weights
 from framework.plugin import Plugin
 from framework.settings import NonNegative, Positive
+from framework.shards import whole
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -269,11 +271,10 @@ class Optimizer(Plugin):
         assert step.optimizer is not None
         parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if self.clip_norm is not None or step.logged:
-            norm = nn.utils.get_total_norm(gradients)
-            step.record("grad_norm", norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if self.clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+            step.record("grad_norm", whole(clip_by_norm_(gradients, self.clip_norm)))
         elif self.clip_value is not None:
+            if step.logged:
+                step.record("grad_norm", whole(nn.utils.get_total_norm(gradients)))
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         return True

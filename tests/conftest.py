@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import Data
+from framework.loop import EpochLoop
 from framework.module import Core
 from framework.notices import as_callbacks
 from framework.plugin import Plugin
@@ -82,6 +83,7 @@ def train() -> Callable[..., pl.Trainer]:
 
     def run(core: Core, *, callbacks: Sequence[pl.Callback] = (), ckpt_path: Any = None, **options: Any) -> pl.Trainer:
         trainer = pl.Trainer(**{**QUICK, **options}, callbacks=[*as_callbacks(core.plugins), *callbacks])
+        trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
         with quiet():
             trainer.fit(core, ckpt_path=ckpt_path)
         return trainer

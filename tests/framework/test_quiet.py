@@ -102,14 +102,6 @@ def interrupt(folder: Path, core_of: Callable[..., Core]) -> None:
         trainer(enable_checkpointing=True, callbacks=[kept, Presses()]).fit(core_of())
 
 
-def train_among_ranks(folder: Path, core_of: Callable[..., Core]) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=0, world_size=1)
-    try:
-        trainer().fit(core_of())
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 @pytest.mark.parametrize(
     ("scenario", "part"),
     [
@@ -128,7 +120,6 @@ def train_among_ranks(folder: Path, core_of: Callable[..., Core]) -> None:
         (evaluate_a_checkpoint, "callbacks used to create the checkpoint need to be provided"),
         (train_once_more, "exists and is not empty"),
         (interrupt, "An KeyboardInterrupt was raised"),
-        (train_among_ranks, "self.log('val/loss', ..., sync_dist=True)"),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
@@ -209,7 +200,6 @@ def test_keeps_other_warnings_of_lightning(text: str) -> None:
     "text",
     [
         "`Trainer.fit` stopped: No training batches.",
-        
         "An RuntimeError was raised with message: out of memory, saved checkpoint to last.ckpt",
         "Detected KeyboardInterrupt, attempting graceful shutdown ...",
         "Time limit reached. Elapsed time is 0:00:01. Signaling Trainer to stop.",
