@@ -100,6 +100,7 @@ class Core(pl.LightningModule):
         self.edits = WeightEdits()
         # not `step`: subclasses and Lightning use short names for methods
         self.at = Step(seed, self.edits)
+        self.at.plugins = {plugin.name: plugin for plugin in self.plugins}
         self.recorder = Recorder(self, metrics or {})
         self.gradient = Gradient(self)
         self.again = Again(self)

@@ -38,17 +38,17 @@ def normals(stream: Stream, *where: int, start: int, size: int, device: torch.de
     return torch.randn(size, generator=stream.torch(*where, start, device=device), device=device)
 
 
-def additive(x: Tensor, std: float, noise: Tensor) -> Tensor:
+def additive(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
     r"""Return :math:`x + \sigma\varepsilon`.
 
     Example:
         >>> additive(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
         [2.0, 1.0]
     """
-    return torch.add(x, noise, alpha=std)
+    return x + std * noise if isinstance(std, Tensor) else torch.add(x, noise, alpha=std)
 
 
-def multiplicative(x: Tensor, std: float, noise: Tensor) -> Tensor:
+def multiplicative(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
     r"""Return :math:`x (1 + \sigma\varepsilon)`.
 
     Example:
@@ -58,7 +58,7 @@ def multiplicative(x: Tensor, std: float, noise: Tensor) -> Tensor:
     return x * noise.mul(std).add_(1.0)
 
 
-def masked(x: Tensor, rate: float, uniform: Tensor, *, rescale: bool = False) -> Tensor:
+def masked(x: Tensor, rate: float | Tensor, uniform: Tensor, *, rescale: bool = False) -> Tensor:
     r"""Return :math:`x\,\mathbb 1[u \ge p]`, over :math:`1 - p` where the mean is to be kept.
 
     Args:
@@ -89,13 +89,11 @@ def dropout_std(rate: float) -> float:
     return math.sqrt(rate / (1.0 - rate))
 
 
-# draws are keyed by the step's number, for each of which a compiler would make the graph anew
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def disturbed(
     x: Tensor,
     kind: NoiseKind,
-    std: float,
-    rate: float | None,
+    std: float | Tensor | None,
+    rate: float | Tensor | None,
     *,
     plugin: Plugin,
     step: Step,
@@ -107,23 +105,27 @@ def disturbed(
     Args:
         x: floating-point tensor ``(samples, …)``.
         kind: :func:`additive` (``"gaussian"``), :func:`multiplicative` or :func:`masked` (``"masking"``).
-        std: standard deviation of the first two kinds.
-        rate: the probability of the third.
+        std: standard deviation of the first two kinds; a tensor where a compiled network reads it.
+        rate: the probability of the third; likewise.
         plugin: who draws.
         step: the step at hand.
         who: tells several draws of one plugin in one step apart, such as a layer's name.
         rescale: keep the mean under masking.
     """
     if kind == "masking":
-        if not rate:
+        if rate is None or _is_zero(rate):
             return x
         # not like x: rounded to half precision, a uniform draw falls below the rate with another probability
         uniform = step.uniform(plugin, torch.empty_like(x, dtype=torch.float32), who)
         return masked(x, rate, uniform, rescale=rescale)
-    if not std:
+    if std is None or _is_zero(std):
         return x
     noise = step.normal(plugin, x, who)
     return additive(x, std, noise) if kind == "gaussian" else multiplicative(x, std, noise)
+
+
+def _is_zero(strength: float | Tensor) -> bool:
+    return not isinstance(strength, Tensor) and not strength  # to look into a tensor would break a compiled graph
 
 
 def check_rate(who: str, kind: NoiseKind, rate: float | None) -> None:

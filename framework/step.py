@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework.keyed import Stream
+from framework.traced import draw, number, register
 
 if TYPE_CHECKING:
     from framework.edits import WeightEdits
@@ -36,6 +36,7 @@ class Step:
             nothing of a second evaluation is to be recorded.
         edits: the service through which plugins edit weights.
         optimizer: the run's optimizer.
+        plugins: the recipe's plugins by name.
     """
 
     def __init__(self, seed: int, edits: WeightEdits) -> None:
@@ -56,6 +57,8 @@ class Step:
         self.again = 0
         self.records: dict[str, Tensor | float] = {}
         self._streams: dict[str, Stream] = {}
+        self.plugins: dict[str, Plugin] = {}
+        self.token = register(self)  # by which compiled graphs find it
 
     @property
     def progress(self) -> float:
@@ -88,16 +91,30 @@ class Step:
             like: tensor ``(samples, …)`` that gives shape, dtype and device.
             who: tells several draws of one plugin in one step apart, such as a layer's name.
         """
-        return self._rows(plugin, like, who, torch.randn)
+        return self._draw("normal", plugin, like, who)
 
     def uniform(self, plugin: Plugin, like: Tensor, who: str = "") -> Tensor:
         """Return uniform draws from [0, 1) shaped like ``like``; see :meth:`normal`."""
-        return self._rows(plugin, like, who, torch.rand)
+        return self._draw("uniform", plugin, like, who)
 
-    def _rows(self, plugin: Plugin, like: Tensor, who: str, draw: Callable[..., Tensor]) -> Tensor:
+    def _draw(self, kind: str, plugin: Plugin, like: Tensor, who: str) -> Tensor:
+        if torch.compiler.is_compiling():
+            drawn: Tensor = draw(like.detach(), self.token, kind, plugin.name, who)
+            return drawn
+        return self.rows(kind, plugin.name, like, who)
+
+    def rows(self, kind: str, name: str, like: Tensor, who: str) -> Tensor:
+        """Return draws of a plugin by its name; :meth:`normal` and :meth:`uniform` are how plugins ask.
+
+        Args:
+            kind: ``"normal"`` or ``"uniform"``.
+            name: the plugin's name.
+            like: tensor ``(samples, …)`` that gives shape, dtype and device.
+            who: tells several draws of one plugin in one step apart.
+        """
         rows, size = like.shape[0], like.numel()
         width = size // max(rows, 1)
-        stream = self.stream(f"{plugin.name}/{who}")
+        stream = self.stream(f"{name}/{who}")
         if rows == self.count:
             start, where = self.start * width, [self.index, width]
         else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
@@ -105,13 +122,29 @@ class Step:
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         if like.device.type != "cpu":
             # torch's generators have no places to begin at: the rows before are drawn as well, which costs a GPU little
+            make = torch.randn if kind == "normal" else torch.rand
             generator = stream.torch(*where, device=like.device)
-            noise = draw(start + size, generator=generator, device=like.device, dtype=dtype)[start:]
-        elif draw is torch.rand:
+            noise = make(start + size, generator=generator, device=like.device, dtype=dtype)[start:]
+        elif kind == "uniform":
             noise = stream.uniforms(*where, start=start, size=size, dtype=dtype)
         else:
             noise = stream.normals(*where, start=start, size=size)
         return noise.view(like.shape).to(like.dtype)
+
+    def number(self, plugin: Plugin, setting: str) -> float | Tensor:
+        """Return a plugin's setting for use in ``transform_activation``: in a compiled network a tensor of one element.
+
+        There a number that a schedule moves, read directly, would have the network compiled anew for each value.
+
+        Args:
+            plugin: whose setting.
+            setting: name of a number among its settings.
+        """
+        if torch.compiler.is_compiling():
+            traced: Tensor = number(self.token, plugin.name, setting)
+            return traced
+        value: float = getattr(plugin, setting)
+        return value
 
     def record(self, name: str, value: Tensor | float) -> None:
         """Log a scalar with this step; worth calling only where :attr:`logged` is true.

@@ -80,5 +80,5 @@ class HiddenNoise(Plugin):
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
         """Return the layer's output with noise."""
-        noisy: Tensor = disturbed(x, self.kind, self.std, self.rate, plugin=self, step=step, who=layer, rescale=True)
-        return noisy
+        std, rate = (None, step.number(self, "rate")) if self.kind == "masking" else (step.number(self, "std"), None)
+        return disturbed(x, self.kind, std, rate, plugin=self, step=step, who=layer, rescale=True)

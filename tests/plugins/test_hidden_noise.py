@@ -16,6 +16,7 @@ from framework.keyed import Stream
 from framework.noise import dropout_std
 from framework.step import Step
 from plugins.hidden_noise import HiddenNoise
+from plugins.strength_schedule import StrengthSchedule
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.linspace(-1, 1, 8)).unsqueeze(1)
@@ -209,14 +210,16 @@ def test_activation_checkpointing_meets_the_same_noise_again(plugin, reentrant):
 def test_a_compiled_network_meets_the_same_noise_and_is_compiled_once(plugin):
     counters = torch._dynamo.utils.counters
 
-    def frames(epochs):
+    def graphs(epochs):
         torch._dynamo.reset()
         counters.clear()
-        run = train([plugin], compiled={"backend": "eager"}, max_epochs=epochs, limit_val_batches=0)
-        assert torch.equal(weights_of(run), weights_of(train([plugin], max_epochs=epochs)))
-        return counters["frames"]["total"]
+        plugins = [StrengthSchedule(f"hidden_noise.{'rate' if plugin.rate else 'std'}", start=0.0, until=0.9), plugin]
+        whole = {"backend": "eager", "fullgraph": True}  # a break in the graph raises
+        run = train(plugins, compiled=whole, max_epochs=epochs, limit_val_batches=0)
+        torch.testing.assert_close(weights_of(run), weights_of(train(plugins, max_epochs=epochs)), rtol=1e-5, atol=1e-6)
+        return counters["stats"]["unique_graphs"]
 
-    assert frames(1) == frames(4)
+    assert graphs(1) == graphs(4) == 1
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
