@@ -35,8 +35,8 @@ class Checkpoints(Checkpoint):
     Lightning's ``ModelCheckpoint`` is not used: with a monitor its last file is the best one, it has no file before the
     last, it counts a best epoch as kept whose file could not be written, and it looks at the clock of each rank.
 
-    A file within an epoch is written where no validation follows at the same step, so that everything that was logged
-    at its step is older than it, and nothing is logged twice when a run goes on from there.
+    A file within an epoch is written after the validation at its step, where there is one, so that everything that was
+    logged at its step is older than it, and nothing is logged twice when a run goes on from there.
 
     Args:
         folder: folder of the files.
@@ -70,6 +70,8 @@ class Checkpoints(Checkpoint):
         self._found: float | None = None  # a better value whose file is due
         self._saved_at = 0
         self._waited = 0.0
+        self._due = False
+        self._signal: int | None = None
         self._events: dict[str, int] = {}
         self._began, self._before = time.monotonic(), 0.0
 
@@ -96,6 +98,10 @@ class Checkpoints(Checkpoint):
 
     # ---- when --------------------------------------------------------------------------------------------------------
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, which puts its handlers in as the last thing before."""
+        self._signals.take()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count from here."""
         self._saved_at = cast("Core", pl_module).at.index
@@ -104,42 +110,50 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write what is due between two steps, and end training on a signal."""
-        step = cast("Core", pl_module).at
-        answer = self._signals.agreed(step.world, pl_module.device)
-        if answer is None:
-            return
-        signal, seconds = answer
-        self._waited += seconds
-        due = step.index - self._saved_at >= self._steps or self._waited >= self._seconds
-        if (due or signal) and not _validates_next(trainer):
-            self._save(trainer)
-            self._stop(signal)
+        """Write what is due between two steps, and end training on a signal; after a validation, where one follows."""
+        self._ask(pl_module)
+        if not _validates_next(trainer):
+            self._save_what_is_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the best epoch at once where training goes on from here, at the epoch's end where it does not."""
-        if trainer.sanity_checking or self._monitor is None or not self._monitor.startswith("val/"):
+        """Do the same within an epoch, and keep the best one; at the epoch's end there is more to wait for."""
+        if trainer.sanity_checking:
             return
-        self._look(trainer)
-        if self._found is not None and not trainer.fit_loop.epoch_loop.done:
-            self._save(trainer, last=False)
+        if self._monitor is not None and self._monitor.startswith("val/"):
+            self._look(trainer)
+        if not trainer.fit_loop.epoch_loop.done:
+            self._ask(pl_module, now=True)
+            self._save_what_is_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the epoch's state, and end training on a signal."""
-        step = cast("Core", pl_module).at
         by_epoch = self._monitor is not None and not self._monitor.startswith("val/")
         # a gap is known from the first validation on
         known = self._monitor in trainer.callback_metrics or cast("Core", pl_module).recorder.validated
         if by_epoch and known:
             self._look(trainer)
         self._save(trainer)
-        answer = self._signals.agreed(step.world, pl_module.device, now=True)
-        self._stop(answer and answer[0])
+        self._ask(pl_module, now=True)
+        self._stop()
 
-    @staticmethod
-    def _stop(signal: int | None) -> None:
-        if signal:
-            raise Stopped(signal)
+    def _ask(self, core: pl.LightningModule, *, now: bool = False) -> None:
+        """Find out whether a file is due, and whether there was a signal; all ranks come to the same."""
+        step = cast("Core", core).at
+        answer = self._signals.agreed(step.world, core.device, now=now)
+        if answer is not None:
+            self._signal, seconds = answer
+            self._waited += seconds
+        self._due = step.index - self._saved_at >= self._steps or self._waited >= self._seconds
+
+    def _save_what_is_due(self, trainer: pl.Trainer) -> None:
+        last = self._due or self._signal is not None
+        if last or self._found is not None:
+            self._save(trainer, last=last)
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._signal is not None:
+            raise Stopped(self._signal)
 
     # ---- what --------------------------------------------------------------------------------------------------------
 

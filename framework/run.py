@@ -10,6 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
 from framework.data import length_of
 from framework.edit_recipe import name_of
 from framework.errors import UserError
@@ -174,7 +178,7 @@ def fit(
             if folder is not None:
                 folder.leave()
     if run.status == "interrupted":
-        raise Interrupted(run, signals.received or signal.SIGINT)
+        raise Interrupted(run, signals.shared or signals.received or signal.SIGINT)
     return run
 
 
@@ -250,17 +254,28 @@ def _train(
             # weights_only: a checkpoint is data, whatever the environment says
             trainer.fit(core, ckpt_path=None if start is None else start.path, weights_only=True)
     except SystemExit as end:
-        if not isinstance(end.__context__, KeyboardInterrupt):  # Lightning's end of a second Ctrl-C
+        # Lightning's end of a second signal, and of a SIGTERM in the moment that its own handler was in
+        if not isinstance(end, SIGTERMException) and not isinstance(end.__context__, KeyboardInterrupt):
             raise
-        return "interrupted"
+        return _interrupted(trainer)
     except (KeyboardInterrupt, Stopped):
-        return "interrupted"
+        return _interrupted(trainer)
     finally:
         core.close_loaders()
         core.leave_evaluation()
         for finish in core.answers.calls("finish"):
             finish(core)
     return "stopped" if trainer.should_stop else "finished"
+
+
+def _interrupted(trainer: pl.Trainer) -> str:
+    """Have Lightning watch the ranks that it launched no more: up to five seconds later it would kill this process.
+
+    It does where one of them ends by another code than 0, and of a signal they too end by the signal's.
+    """
+    if isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
+        trainer.strategy.launcher.procs.clear()  # the list that is watched
+    return "interrupted"
 
 
 def _train_phase(run: Run, order: Order, phase: Phase, keeping: Keeping) -> None:

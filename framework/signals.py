@@ -34,11 +34,13 @@ class Signals:
     takes no signals, it does nothing.
 
     Attributes:
-        received: number of the first signal, None while there was none.
+        received: number of the first signal that this process received, None while there was none.
+        shared: number of the signal on which the ranks agreed, None while there was none.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.shared: int | None = None
         self._before: dict[int, Any] = {}
         self._asked = self._compared = 0
         self._next = 1  # ranks compare notes when they have asked that often
@@ -87,13 +89,15 @@ class Signals:
         moment = time.monotonic()
         seconds, self._since = moment - self._since, moment
         if world == 1:
-            return self.received, seconds
+            self.shared = self.received
+            return self.shared, seconds
         notes = torch.tensor([float(self.received or 0), seconds], device=device)
         torch.distributed.all_reduce(notes, torch.distributed.ReduceOp.MAX)
         number, seconds = notes.tolist()
         steps, self._compared = self._asked - self._compared, self._asked
         self._next = self._asked + max(1, min(int(steps * _SECONDS / max(seconds, 1e-6)), 2 * steps))
-        return int(number) or None, seconds
+        self.shared = int(number) or None
+        return self.shared, seconds
 
 
 class StopOnSignal(pl.Callback):
@@ -106,8 +110,12 @@ class StopOnSignal(pl.Callback):
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, which puts its handlers in as the last thing before."""
+        self._signals.take()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning."""
+        """Take them over where nothing was checked before."""
         self._signals.take()
 
     def on_train_batch_end(

@@ -162,12 +162,24 @@ def test_every_so_many_steps(recipe: MakeRecipe, tmp_path: Path) -> None:
     assert files.steps("previous") == [3, 6, 7, 10, 13]
 
 
-def test_no_file_where_a_validation_follows(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_file_that_is_due_waits_for_the_validation_at_its_step(recipe: MakeRecipe, tmp_path: Path) -> None:
     files = Files(tmp_path)
-    options = {"callbacks": [files], "val_check_interval": 3}
-    fit(recipe(metrics=scripted(3.0, 2.0), monitor="val/score"), logs=tmp_path, trainer=options, checkpoint_steps=3)
+    options = {"callbacks": [files], "val_check_interval": 2}
+    made = recipe(metrics=scripted(3.0, 2.0, 1.0), monitor="val/score")
+    run = fit(made, logs=tmp_path, trainer=options, checkpoint_steps=4)
     assert files.steps() == [4, 7]
-    assert files.steps("best") == [3, 6], "the best is written at once: training goes on from there"
+    assert files.steps("best") == [2, 4, 6], "the best is written at once: training goes on from there"
+    previous = read_checkpoint(files.folder / "previous.ckpt")
+    assert [step for _, step, _ in previous["framework"]["history"]] == [2, 4]
+    assert run.status == "finished"
+
+
+def test_files_are_written_where_every_step_is_validated(recipe: MakeRecipe, tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    options = {"callbacks": [files], "val_check_interval": 1}
+    fit(recipe(metrics=scripted(*range(7)), monitor="val/score"), logs=tmp_path, trainer=options, checkpoint_steps=3)
+    assert files.steps() == [3, 6, 7]
+    assert files.steps("best") == [1]
 
 
 def test_every_so_many_minutes(recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
