@@ -70,13 +70,11 @@ def flip(x: Tensor, flipped: Tensor, dim: int = -1) -> Tensor:
         >>> flip(torch.tensor([[1, 2], [3, 4]]), torch.tensor([True, False])).tolist()
         [[2, 1], [3, 4]]
     """
-    length = x.shape[dim]
-    forward = torch.arange(length, device=x.device)
-    places = torch.where(flipped[:, None], length - 1 - forward, forward)
-    # one gather instead of a choice between x and its mirror image, which makes two more copies
-    shape = [len(x), *[1] * (x.ndim - 1)]
-    shape[dim] = length
-    return x.gather(dim, places.view(shape).expand_as(x))
+    if x.device.type != "cpu":  # whose number of mirrored images is not known here without waiting for the device
+        return torch.where(_over(flipped, x), x.flip(dim), x)
+    # all are mirrored, which is fast, and the others copied back: half the time of a choice entry by entry
+    mirrored, others = x.flip(dim), (~flipped).nonzero()[:, 0]
+    return mirrored.index_copy_(0, others, x.index_select(0, others))
 
 
 def crop(x: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
@@ -91,9 +89,14 @@ def crop(x: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
         >>> crop(torch.arange(9.0).view(1, 1, 3, 3), torch.tensor([[1, 0]]), (2, 2)).tolist()
         [[[[3.0, 4.0], [6.0, 7.0]]]]
     """
-    # all windows of all images as one view without a copy, of which each sample takes one
-    windows = x.unfold(2, size[0], 1).unfold(3, size[1], 1)
-    return windows[torch.arange(len(x), device=x.device), :, corners[:, 0], corners[:, 1]]
+    count, channels, height, width = x.shape
+    # every stretch of one window's width, wherever it begins, as a row of a view without a copy: rows are copied fast
+    flat = x.contiguous()
+    stretches = flat.as_strided((flat.numel() - size[1] + 1, size[1]), (1, 1))
+    planes = torch.arange(count * channels, device=x.device).mul_(height * width).view(count, channels, 1)
+    rows = torch.arange(size[0], device=x.device).mul_(width)
+    starts = planes + (corners[:, :1] * width + corners[:, 1:])[:, :, None] + rows
+    return stretches.index_select(0, starts.view(-1)).view(count, channels, *size)
 
 
 def affine(x: Tensor, angles: Tensor, scales: Tensor, fill: Fill = "constant") -> Tensor:

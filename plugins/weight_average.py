@@ -117,14 +117,12 @@ class WeightAverage(Plugin):
         """Take one more term."""
         if step.progress < self.start or (step.index + 1) % self.every:
             return
-        weights = [weight.detach() for weight in self.weights_]
         if not self.averages_:
-            self.averages_ = [weight.clone() for weight in weights]
+            self.averages_ = [weight.detach().clone() for weight in self.weights_]
         else:
             t = self.updates_
-            average_(
-                self.averages_, weights, exponential_share(t, self.decay) if self.kind == "ema" else equal_share(t)
-            )
+            share = exponential_share(t, self.decay) if self.kind == "ema" else equal_share(t)
+            average_(self.averages_, self.weights_, share)
         self.updates_ += 1
 
     def evaluation_weights(self, core: Core) -> AbstractContextManager[None] | None:

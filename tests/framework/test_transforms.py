@@ -145,9 +145,21 @@ def test_flip_works_on_whole_numbers():
     assert flip(torch.tensor([[[1, 2]]], dtype=torch.uint8), torch.tensor([True])).tolist() == [[[2, 1]]]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_flip_equals_a_choice_image_by_image(dim, kind, layout):
+    x = (images(6, 3, 9, 7) * 255).to(kind).contiguous(memory_format=layout)
+    for flipped in (torch.tensor([True, False, False, True, True, False]), torch.zeros(6) > 0, torch.ones(6) > 0):
+        expected = [image.flip(dim) if one else image for image, one in zip(x, flipped, strict=True)]
+        assert torch.equal(flip(x, flipped, dim), torch.stack(expected))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_crop_equals_slices(channels):
-    x = images(6, channels, 9, 7)
+def test_crop_equals_slices(channels, kind, layout):
+    x = (images(6, channels, 9, 7) * 255).to(kind).contiguous(memory_format=layout)
     corners = torch.tensor([[0, 0], [4, 3], [1, 2], [3, 0], [0, 3], [2, 1]])
     expected = torch.stack([image[:, t : t + 5, left : left + 4] for image, (t, left) in zip(x, corners, strict=True)])
     assert torch.equal(crop(x, corners, (5, 4)), expected)

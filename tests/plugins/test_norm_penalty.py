@@ -368,3 +368,45 @@ def test_flat_weights_of_an_lstm_are_penalized() -> None:
     plugin.weight_penalty_gradient(step())
     assert torch.allclose(model.weight_hh_l0.grad.norm(dim=1), torch.full((16,), 2.0))
     assert (model.weight_ih_l0.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"p": 1}, {"p": 3}, {"l1_ratio": 0.3}, {"around": "start"}, {"groups": "rows"}], ids=str
+)
+@pytest.mark.parametrize("limit", [1, 40, 10**6])
+def test_gradients_do_not_depend_on_what_fits_into_the_cache(settings, limit, monkeypatch):
+    monkeypatch.setattr("plugins.norm_penalty._IN_CACHE", limit)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.Linear(5, 8), nn.Linear(8, 1))
+    plugin = NormPenalty({"0.*": 0.1, "*": 0.3}, **settings)
+    core = Core(model, plugins=[plugin])
+    core.attach_plugins()
+    model[1].weight.requires_grad_(False)
+    weights = [model[i].weight for i in (0, 2, 3)]
+    with torch.no_grad():
+        for weight in weights:
+            weight.add_(torch.randn_like(weight))
+    model[3].weight.grad = torch.ones_like(model[3].weight)
+    plugin.weight_penalty_gradient(core.at)
+    parts = [(0.1, weights[:1]), (0.3, weights[1:])]
+    starts = {name: start for part in plugin.parts_ for name, start in zip(part.names, part.start, strict=False)}
+    expected = []
+    for alpha, chosen in parts:
+        for weight in chosen:
+            (name,) = [name for name, p in model.named_parameters() if p is weight]
+            offset = (weight.detach() - starts.get(name, 0.0)).requires_grad_()
+            if "l1_ratio" in settings:
+                term = 0.3 * offset.abs().sum() + 0.7 * offset.square().sum() / 2
+            elif "groups" in settings:
+                term = offset.shape[1] ** 0.5 * offset.norm(dim=1).sum()
+            else:
+                p = settings.get("p", 2)
+                term = offset.abs().pow(p).sum() / p
+            expected.append(alpha * torch.autograd.grad(term, offset)[0])
+    expected[-1] += 1
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+    assert model[1].weight.grad is None
+    sizes = [sum(weight.numel() for weight in piece.weights) for piece in plugin.pieces_]
+    assert sum(sizes) == 12 + 15 + 40 + 8
+    assert all(size <= limit or len(piece.weights) == 1 for size, piece in zip(sizes, plugin.pieces_, strict=True))

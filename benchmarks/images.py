@@ -1,0 +1,188 @@
+"""Batch transforms beside albumentations sample by sample, and samples a second through the loader's workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from benchmarks.versus import Row, versus
+from framework import Data
+from framework.edits import WeightEdits
+from framework.plugin import Plugin
+from framework.step import Step
+from framework.transforms import (
+    Draws,
+    GaussianNoise,
+    RandomAffine,
+    RandomBrightnessContrast,
+    RandomCrop,
+    RandomCutout,
+    RandomFlip,
+)
+from plugins.augmentation import Augmentation
+from plugins.cut_mix import CutMix
+from plugins.input_noise import InputNoise
+from plugins.mixup import Mixup
+
+SAMPLES, SIDE = 256, 32
+
+
+class Blend(A.ImageOnlyTransform):
+    """Mix an image with a partner, or paste a box of the partner into it: what albumentations has no transform for.
+
+    Args:
+        partners: images to choose from.
+        box: paste a box instead of mixing.
+    """
+
+    def __init__(self, partners: np.ndarray, box: bool) -> None:
+        super().__init__(p=1.0)
+        self.partners, self.box = partners, box
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        """Return the mixture."""
+        partner = self.partners[self.py_random.randrange(len(self.partners))]
+        weight = self.py_random.betavariate(1.0, 1.0)
+        if not self.box:
+            return img * np.float32(weight) + partner * np.float32(1.0 - weight)
+        cut = int(SIDE * (1.0 - weight) ** 0.5)
+        top, left = self.py_random.randrange(SIDE - cut + 1), self.py_random.randrange(SIDE - cut + 1)
+        mixed = img.copy()
+        mixed[top : top + cut, left : left + cut] = partner[top : top + cut, left : left + cut]
+        return mixed
+
+
+class Samples(Dataset[Any]):
+    """A data set as people write it: the pipeline is called on each image.
+
+    Args:
+        images: arrays ``(height, width, channels)``.
+        pipeline: albumentations' pipeline.
+    """
+
+    def __init__(self, images: list[np.ndarray], pipeline: A.Compose) -> None:
+        self.images, self.pipeline = images, pipeline
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.pipeline(image=self.images[index])["image"]
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), 0
+
+
+def counterparts(images: np.ndarray) -> dict[str, tuple[Any, list[Any]]]:
+    """Return for each transform of a batch, or plugin, what does the same in albumentations."""
+    half = SIDE // 2
+    hole = {"num_holes_range": (1, 1), "hole_height_range": (half, half), "hole_width_range": (half, half)}
+    return {
+        "flip": (RandomFlip(), [A.HorizontalFlip(p=0.5)]),
+        "crop": (RandomCrop(4), [A.Pad(4, p=1.0), A.RandomCrop(SIDE, SIDE)]),
+        "affine": (RandomAffine(), [A.Affine(scale=(1 / 1.1, 1.1), rotate=(-10, 10), p=1.0)]),
+        "cutout": (RandomCutout(half), [A.CoarseDropout(**hole, p=1.0)]),
+        "noise": (GaussianNoise(), [A.GaussNoise(std_range=(0.1, 0.1), p=1.0)]),
+        "brightness and contrast": (RandomBrightnessContrast(), [A.RandomBrightnessContrast(p=1.0)]),
+        "input noise": (InputNoise(0.1), [A.GaussNoise(std_range=(0.1, 0.1), p=1.0)]),
+        "mixup": (Mixup(1.0), [Blend(images, box=False)]),
+        "cut mix": (CutMix(1.0), [Blend(images, box=True)]),
+    }
+
+
+class Nobody(Plugin):
+    """Who draws."""
+
+
+def on_batch(transform: Any, x: Tensor) -> Callable[[], Any]:
+    """Return a call of a transform, or of a plugin, on a batch."""
+    step = Step(0, WeightEdits())
+    step.count = len(x)
+    batch, drawer = (x, torch.zeros(len(x), dtype=torch.long)), Nobody()
+
+    def run() -> Any:
+        step.index += 1
+        if isinstance(transform, Plugin):
+            return transform.transform_batch(batch, step)
+        return transform(x, Draws(step, drawer))
+
+    return run
+
+
+def transforms(rounds: int) -> list[Row]:
+    """Return the rows of batch transforms: speed over that of albumentations."""
+    images = np.random.default_rng(0).random((SAMPLES, SIDE, SIDE, 3), dtype=np.float32)
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    listed, table = list(images), []
+    for name, (transform, chain) in counterparts(images).items():
+        data = Samples(listed, A.Compose(chain))
+        run = on_batch(transform, x)
+
+        def as_used(data: Samples = data) -> Any:
+            return default_collate([data[index] for index in range(SAMPLES)])
+
+        def bare(chain: list[Any] = chain) -> None:
+            for image in listed:
+                for one in chain:
+                    image = one(image=image)["image"]
+
+        table.append(versus(f"{name} / data set", run, as_used, goal=">= 5", rounds=rounds, faster=True))
+        table.append(versus(f"{name} / bare loop", run, bare, goal="", rounds=rounds, faster=True))
+    return table
+
+
+class Stored(Dataset[Any]):
+    """Images that lie in memory, handed over as they are.
+
+    Args:
+        images: arrays ``(height, width, channels)``.
+    """
+
+    def __init__(self, images: Iterable[np.ndarray]) -> None:
+        self.images = list(images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        return self.images[index], 0
+
+
+def pipeline(rounds: int) -> list[Row]:
+    """Return the rows of the sample pipeline: its speed over a bare loop's times the cores it can use."""
+    table = []
+    for side, count in ((32, 8192), (128, 2048)):
+        images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        chain = [A.Pad(side // 8, p=1.0), A.RandomCrop(side, side), A.HorizontalFlip(p=0.5)]
+        chain += [A.RandomBrightnessContrast(p=0.5), A.Affine(rotate=(-10, 10), p=0.5), A.ToTensorV2()]
+        bare = A.Compose(chain)
+        plugin = Augmentation(A.Compose(chain))
+        listed = list(images)
+        for workers in (0, 2):
+            data = Data(Stored(images), batch_size=64, workers=workers)
+            loader = data.train_loader(seed=0, transforms=[("augmentation", plugin.transform_sample)])
+
+            def ours(loader: Any = loader) -> None:
+                loader.set_epoch(loader.epoch + 1)
+                for _ in loader:
+                    pass
+
+            def loop(bare: Any = bare, listed: list[np.ndarray] = listed) -> None:
+                for image in listed:
+                    bare(image=image)
+
+            cores = min(max(workers, 1), len(os.sched_getaffinity(0)))
+            name = f"{side}x{side}, {workers} workers / bare loop x {cores} cores"
+            table.append(versus(name, ours, loop, goal=">= 0.9", rounds=rounds, faster=True, share=1 / cores))
+            loader.close()
+    return table
+
+
+def rows(rounds: int = 10) -> list[Row]:
+    """Return the rows; torch's number of threads is the caller's."""
+    return [*transforms(rounds), *pipeline(max(rounds // 3, 2))]
