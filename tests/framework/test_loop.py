@@ -124,7 +124,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
 def test_everybody_hears_what_lightnings_loop_tells(core_of: CoreOf, weights: Weights, options: dict[str, Any]) -> None:
     cores = [core_of(), core_of()]
     diaries = [fitted(core, own=own, **options)[0].entries for core, own in zip(cores, (False, True), strict=True)]
