@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -23,7 +24,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from benchmarks.step import BATCH, EPOCHS, Loop, network, samples
+from benchmarks.measure import alternate
+from benchmarks.step import BATCH, EPOCHS, Loop, cocktail, compared, network, ours, samples
+from benchmarks.versus import Row
+from plugins.optimizer import Optimizer
 
 STEPS = EPOCHS * (6400 // BATCH)
 
@@ -85,40 +89,40 @@ class Module(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
 
 
-def lightning(cocktail: bool, logs: Path) -> int:
+def lightning(mixed: bool, logs: Path) -> int:
     """Train by Lightning."""
     train, val = (DataLoader(part, batch_size=BATCH, shuffle=not i) for i, part in enumerate(parts()))
-    more = [EarlyStopping("val/loss", patience=1000), EMAWeightAveraging(decay=0.99)] if cocktail else []
+    more = [EarlyStopping("val/loss", patience=1000), EMAWeightAveraging(decay=0.99)] if mixed else []
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
         check_val_every_n_epoch=EPOCHS,
         logger=TensorBoardLogger(logs),
-        gradient_clip_val=1.0 if cocktail else None,
+        gradient_clip_val=1.0 if mixed else None,
         callbacks=[ModelCheckpoint(logs, save_top_k=1), *more],
     )
-    trainer.fit(Module(cocktail), train, val)
+    trainer.fit(Module(mixed), train, val)
     return trainer.global_step
 
 
-def keras(cocktail: bool, logs: Path) -> int:
+def keras(mixed: bool, logs: Path) -> int:
     """Train by Keras on torch; its TensorBoard callback needs TensorFlow and stays off."""
     os.environ["KERAS_BACKEND"] = "torch"
     import keras as k
 
     layers = [
         k.Input((64,)),
-        *([k.layers.GaussianNoise(0.1)] if cocktail else []),
+        *([k.layers.GaussianNoise(0.1)] if mixed else []),
         k.layers.Dense(
             128,
             "relu",
-            kernel_regularizer=k.regularizers.L2(5e-5) if cocktail else None,
-            activity_regularizer=k.regularizers.L1(1e-4) if cocktail else None,
+            kernel_regularizer=k.regularizers.L2(5e-5) if mixed else None,
+            activity_regularizer=k.regularizers.L1(1e-4) if mixed else None,
         ),
-        k.layers.Dense(10, kernel_regularizer=k.regularizers.L2(5e-5) if cocktail else None),
+        k.layers.Dense(10, kernel_regularizer=k.regularizers.L2(5e-5) if mixed else None),
     ]
     model = k.Sequential(layers)
-    more: dict[str, Any] = {"use_ema": True, "ema_momentum": 0.99, "global_clipnorm": 1.0} if cocktail else {}
+    more: dict[str, Any] = {"use_ema": True, "ema_momentum": 0.99, "global_clipnorm": 1.0} if mixed else {}
     model.compile(
         k.optimizers.AdamW(1e-3, weight_decay=0.0, **more),
         k.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -126,7 +130,7 @@ def keras(cocktail: bool, logs: Path) -> int:
     )
     x, y = (part.numpy() for part in samples())
     callbacks = [k.callbacks.ModelCheckpoint(str(logs / "keras.keras"))]
-    callbacks += [k.callbacks.EarlyStopping("val_loss", patience=1000)] if cocktail else []
+    callbacks += [k.callbacks.EarlyStopping("val_loss", patience=1000)] if mixed else []
     model.fit(
         x,
         y,
@@ -139,7 +143,7 @@ def keras(cocktail: bool, logs: Path) -> int:
     return STEPS
 
 
-def accelerated(cocktail: bool, logs: Path) -> int:
+def accelerated(mixed: bool, logs: Path) -> int:
     """Train by pytorch-accelerated; it logs to no TensorBoard by itself."""
     from pytorch_accelerated import Trainer
     from pytorch_accelerated.callbacks import EarlyStoppingCallback, ModelEmaCallback, SaveBestModelCallback
@@ -148,17 +152,17 @@ def accelerated(cocktail: bool, logs: Path) -> int:
     class Sums(Trainer):
         def calculate_train_batch_loss(self, batch: Any) -> dict[str, Any]:
             given = super().calculate_train_batch_loss(batch)
-            if cocktail:
+            if mixed:
                 given["loss"] = given["loss"] + model.terms()
             return given
 
-    model: Any = Noisy() if cocktail else network()
+    model: Any = Noisy() if mixed else network()
     best = SaveBestModelCallback(save_path=str(logs / "best.pt"), watch_metric="train_loss_epoch")
     callbacks = [
         *DEFAULT_CALLBACKS,
         best,
     ]
-    if cocktail:
+    if mixed:
         callbacks += [
             ModelEmaCallback(decay=0.99, save_path=str(logs / "average.pt")),
             EarlyStoppingCallback(early_stopping_patience=1000),
@@ -175,14 +179,14 @@ def accelerated(cocktail: bool, logs: Path) -> int:
         num_epochs=EPOCHS,
         eval_dataset=val,
         per_device_batch_size=BATCH,
-        gradient_clip_value=1.0 if cocktail else None,
+        gradient_clip_value=1.0 if mixed else None,
         train_dataloader_kwargs={"num_workers": 0},
         eval_dataloader_kwargs={"num_workers": 0},
     )
     return STEPS
 
 
-def skorch(cocktail: bool, logs: Path) -> int:
+def skorch(mixed: bool, logs: Path) -> int:
     """Train by skorch; its TensorBoard callback logs once an epoch."""
     from skorch import NeuralNetClassifier
     from skorch import callbacks as given
@@ -191,7 +195,7 @@ def skorch(cocktail: bool, logs: Path) -> int:
     class Sums(NeuralNetClassifier):  # type: ignore[misc] # the library has no types
         def get_loss(self, y_pred: Tensor, y_true: Tensor, *args: Any, **kwargs: Any) -> Any:
             loss = super().get_loss(y_pred, y_true, *args, **kwargs)
-            return loss + self.module_.terms() if cocktail and kwargs.get("training") else loss
+            return loss + self.module_.terms() if mixed and kwargs.get("training") else loss
 
     class Average(given.Callback):  # type: ignore[misc]
         def on_train_begin(self, net: Any, **_: Any) -> None:
@@ -204,7 +208,7 @@ def skorch(cocktail: bool, logs: Path) -> int:
 
     more = [given.GradientNormClipping(1.0), Average(), given.EarlyStopping("train_loss", patience=1000)]
     net = Sums(
-        Noisy if cocktail else network,
+        Noisy if mixed else network,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.AdamW,
         optimizer__weight_decay=0.0,
@@ -219,7 +223,7 @@ def skorch(cocktail: bool, logs: Path) -> int:
             given.ProgressBar(),
             given.TensorBoard(SummaryWriter(str(logs / "skorch"))),
             given.Checkpoint(monitor="train_loss_best", dirname=str(logs / "skorch_kept")),
-            *(more if cocktail else []),
+            *(more if mixed else []),
         ],
     )
     x, y = samples()
@@ -235,17 +239,17 @@ _RUNS = {
 }
 
 
-def peers(cocktail: bool, logs: Path) -> Iterator[tuple[str, Loop]]:
+def peers(mixed: bool, logs: Path) -> Iterator[tuple[str, Loop]]:
     """Yield the libraries that are installed, each with a function that trains and returns the number of steps."""
     for name, (package, run) in _RUNS.items():
         if importlib.util.find_spec(package) is not None:
-            yield name, _silenced(run, cocktail, logs)
+            yield name, _silenced(run, mixed, logs)
 
 
-def _silenced(run: Callable[[bool, Path], int], cocktail: bool, logs: Path) -> Loop:
+def _silenced(run: Callable[[bool, Path], int], mixed: bool, logs: Path) -> Loop:
     def silent() -> int:
         with _nowhere():
-            return run(cocktail, logs)
+            return run(mixed, logs)
 
     return silent
 
@@ -254,3 +258,16 @@ def _silenced(run: Callable[[bool, Path], int], cocktail: bool, logs: Path) -> L
 def _nowhere() -> Iterator[None]:
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
+
+
+def rows(rounds: int = 5) -> list[Row]:
+    """Return ours over each library that is there, with the plain network and with the same terms switched on."""
+    found: list[Row] = []
+    for title, mixed in (("tiny", False), ("cocktail", True)):
+        with tempfile.TemporaryDirectory() as folder:
+            logs = Path(folder)
+            plugins = (lambda: cocktail(False)) if mixed else (lambda: [Optimizer("AdamW", lr=1e-3)])
+            contenders = {title: ours(plugins, logs), **dict(peers(mixed, logs))}
+            times = alternate(contenders, rounds)
+        found += compared(times, {(title, other): "< 1" for other in contenders if other != title})
+    return found

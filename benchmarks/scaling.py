@@ -94,7 +94,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
     return math.log(y1 / y0) / math.log(x1 / x0)
 
 
-def curves(largest: int) -> dict[str, list[tuple[float, float]]]:
+def rows(largest: int = 10**8) -> dict[str, list[tuple[float, float]]]:
     """Return ``(size, microseconds)`` by what grows.
 
     Args:

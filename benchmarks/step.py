@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+import os
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from benchmarks.measure import alternate, show, table, write
+from benchmarks.measure import alternate
+from benchmarks.versus import Row
 from framework import Data, Plugin, Recipe, fit
+from framework.progress import Bar
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.early_stopping import EarlyStopping
 from plugins.input_noise import InputNoise
@@ -123,8 +127,12 @@ def cocktail(weight_noise: bool) -> list[Plugin]:
     ]
 
 
+class Idle(Plugin):
+    """A plugin that answers at no hook point."""
+
+
 def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Loop:
-    """Return a fit with TensorBoard, checkpoints, progress, loss and accuracy, as people run it."""
+    """Return a fit with TensorBoard, checkpoints, progress bar, loss and accuracy, as people run it."""
 
     def run() -> int:
         x, y = samples()
@@ -134,43 +142,72 @@ def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Loop:
             cross_entropy,
             {"accuracy": MulticlassAccuracy(10, average="micro")},
             plugins=plugins(),
-            trainer={"max_epochs": EPOCHS, "accelerator": "cpu", "check_val_every_n_epoch": EPOCHS},
+            trainer={
+                "max_epochs": EPOCHS,
+                "accelerator": "cpu",
+                "check_val_every_n_epoch": EPOCHS,
+                "callbacks": [Bar()],
+            },
         )
-        return fit(recipe, logs=logs).steps
+        return fitted(recipe, logs)
 
     return run
 
 
-def main() -> None:
-    """Print the table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, default=Path("lightning_logs/benchmark_step.json"))
-    given = parser.parse_args()
-    torch.set_num_threads(1)
+def fitted(recipe: Recipe, logs: Path) -> int:
+    """Fit, with the bar drawn to nowhere, and return the steps made."""
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        return fit(recipe, logs=logs).steps
+
+
+def paired(name: str, ours: Sequence[float], reference: Sequence[float], goal: str) -> Row:
+    """Return the row of two contenders that took turns.
+
+    Args:
+        name: what was measured.
+        ours: microseconds, one number a round.
+        reference: likewise, of what it is held against.
+        goal: what the ratio is to keep to.
+    """
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, reference, strict=True)], n=4)
+    least = min(ours) / min(reference)
+    return Row(name, statistics.median(ours), statistics.median(reference), middle, goal, (low, high), least)
+
+
+def compared(times: Mapping[str, Sequence[float]], pairs: Mapping[tuple[str, str], str]) -> list[Row]:
+    """Return a row for each ``(ours, reference)``, by name, with its goal."""
+    return [paired(f"{one} / {other}", times[one], times[other], goal) for (one, other), goal in pairs.items()]
+
+
+def rows(rounds: int = 12) -> list[Row]:
+    """Return the rows of the small network; torch's number of threads is the caller's."""
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
+        plain = lambda: [Optimizer("AdamW", lr=1e-3)]  # noqa: E731
         contenders = {
-            "lean loop": by_hand(lean=True),
-            "DataLoader loop": by_hand(lean=False),
-            "fit": ours(lambda: [Optimizer("AdamW", lr=1e-3)], logs),
-            "lean loop, cocktail": cocktail_by_hand(lean=True, weight_noise=False),
-            "DataLoader loop, cocktail": cocktail_by_hand(lean=False, weight_noise=False),
-            "fit, cocktail": ours(lambda: cocktail(False), logs),
-            "lean loop, cocktail + weight noise": cocktail_by_hand(lean=True, weight_noise=True),
-            "DataLoader loop, cocktail + weight noise": cocktail_by_hand(lean=False, weight_noise=True),
-            "fit, cocktail + weight noise": ours(lambda: cocktail(True), logs),
+            "the leanest loop": by_hand(lean=True),
+            "a DataLoader loop": by_hand(lean=False),
+            "tiny": ours(plain, logs),
+            "tiny with 10 plugins that answer nowhere": ours(
+                lambda: [*plain(), *(Idle(name=f"idle_{place}") for place in range(10))], logs
+            ),
+            "the leanest loop with them": cocktail_by_hand(lean=True, weight_noise=False),
+            "a DataLoader loop with them": cocktail_by_hand(lean=False, weight_noise=False),
+            "cocktail": ours(lambda: cocktail(False), logs),
+            "the leanest loop with them and noise": cocktail_by_hand(lean=True, weight_noise=True),
+            "a DataLoader loop with them and noise": cocktail_by_hand(lean=False, weight_noise=True),
+            "cocktail and weight noise": ours(lambda: cocktail(True), logs),
         }
-        times = alternate(contenders, given.rounds)
-    rows = []
-    for section in ("", ", cocktail", ", cocktail + weight noise"):
-        chosen = {name: times[f"{name}{section}"] for name in ("lean loop", "DataLoader loop", "fit")}
-        by_loader, lean = (table(chosen, {"fit": base}) for base in ("DataLoader loop", "lean loop"))
-        show(f"64-128-10, batch 64, one thread{section}", [*by_loader, lean[-1]])
-        rows += [{**row, "name": f"{row['name']}{section}"} for row in (*by_loader, lean[-1])]
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    write(given.json, {"step": rows})
-
-
-if __name__ == "__main__":
-    main()
+        times = alternate(contenders, rounds)
+    return compared(
+        times,
+        {
+            ("tiny", "a DataLoader loop"): "<= 1.0",
+            ("tiny", "the leanest loop"): "<= 1.7, 1.3 tried for",
+            ("tiny with 10 plugins that answer nowhere", "tiny"): "not measurable",
+            ("cocktail", "a DataLoader loop with them"): "<= 1.0",
+            ("cocktail", "the leanest loop with them"): "<= 1.5",
+            ("cocktail and weight noise", "a DataLoader loop with them and noise"): "<= 1.0",
+            ("cocktail and weight noise", "the leanest loop with them and noise"): "<= 1.5",
+        },
+    )
