@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -135,6 +136,17 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
             draft.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a file one more name, in one go; where the file system has no such links, copy it."""
+    draft = name.with_name(f".{name.name}.tmp")
+    draft.unlink(missing_ok=True)
+    try:
+        os.link(path, draft)
+    except OSError:
+        shutil.copyfile(path, draft)
+    draft.replace(name)
 
 
 def _sync_folder(folder: Path) -> None:

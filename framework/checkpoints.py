@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
-from framework.checkpoint_file import CheckpointFiles
+from framework.checkpoint_file import CheckpointFiles, link
 from framework.errors import NonFiniteError, UserError, did_you_mean
 from framework.event_files import sizes_of
 from framework.nonfinite import finite_weights
@@ -40,9 +38,11 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: folder of the files.
+        curves: folder of the event files.
         files: how they are written.
         signals: who may wish to stop.
         name: name of the last file; another than ``"last"`` for a later phase, which has no best.
+        after: optimizer steps of the run before the phase, 0 for the run itself.
         monitor: the metric by which an epoch is best, None for none.
         mode: ``"min"`` or ``"max"``.
         every_n_steps: optimizer steps between two files, None for no such rule.
@@ -52,17 +52,19 @@ class Checkpoints(Checkpoint):
     def __init__(
         self,
         folder: Path,
+        curves: Path,
         files: CheckpointFiles,
         signals: Signals,
         *,
         name: str = "last",
+        after: int = 0,
         monitor: str | None = None,
         mode: str = "min",
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
     ) -> None:
-        self._folder, self._files, self._signals = folder, files, signals
-        self._name = name
+        self._folder, self._curves, self._files, self._signals = folder, curves, files, signals
+        self._name, self._after = name, after
         self._monitor, self._sign = monitor, 1.0 if mode == "min" else -1.0
         self._steps = every_n_steps or math.inf
         self._seconds = 60.0 * every_n_minutes if every_n_minutes else math.inf
@@ -83,9 +85,9 @@ class Checkpoints(Checkpoint):
         return KEY
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, the run's seconds so far, and how long its event files are."""
+        """Return the best value, the run's seconds so far, how long its event files are, and what it comes after."""
         best = self._best if self._found is None else self._found
-        return {"best": best, "seconds": self.seconds, "events": self._events}
+        return {"best": best, "seconds": self.seconds, "events": self._events, "after": self._after}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them."""
@@ -176,7 +178,7 @@ class Checkpoints(Checkpoint):
                 f" {NonFiniteError.ADVICE}"
             )
         if trainer.is_global_zero:
-            self._events = sizes_of(self._folder.parent, trainer.loggers)
+            self._events = sizes_of(self._curves, trainer.loggers)
         path = self._folder / f"{NEXT}.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         failed = self._files.failed
@@ -193,7 +195,7 @@ class Checkpoints(Checkpoint):
     def _name_it(self, path: Path, last: bool) -> None:
         """Give a file its names; the best one first, so that a last one never knows of a best that is not there."""
         if self._found is not None:
-            _link(path, self._folder / "best.ckpt")
+            link(path, self._folder / "best.ckpt")
         if last:
             own = self._folder / f"{self._name}.ckpt"
             if own.exists():
@@ -214,14 +216,3 @@ def _validates_next(trainer: pl.Trainer) -> bool:
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None
     return bool(loop._num_ready_batches_reached() or loop.done or loop._should_check_val_fx(fetcher))
-
-
-def _link(path: Path, name: Path) -> None:
-    """Give a file one more name, in one go; where the file system has no such links, copy it."""
-    draft = name.with_name(f".{name.name}.tmp")
-    draft.unlink(missing_ok=True)
-    try:
-        os.link(path, draft)
-    except OSError:
-        shutil.copyfile(path, draft)
-    draft.replace(name)

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run, taken back to where a checkpoint was written."""
+"""TensorBoard's event files of a run, or of a later phase, taken back to where a checkpoint was written."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 
 def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
-    """Return the lengths of the event files in a run's folder, by path within it, with all that was logged written out.
+    """Return the lengths of the event files in a folder by name, with all that was logged written out.
+
+    Folders within are left out: a later phase has curves, and checkpoints, of its own.
 
     Args:
-        folder: the run's folder.
+        folder: the folder of the run, or of the phase.
         loggers: the Trainer's loggers.
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in _event_files(folder)}
+    return {path.name: path.stat().st_size for path in _event_files(folder)}
 
 
 def take_back(folder: Path, sizes: Mapping[str, int]) -> None:
@@ -29,11 +31,11 @@ def take_back(folder: Path, sizes: Mapping[str, int]) -> None:
     An event file is a row of records, to which a run only adds; cut to its length at the checkpoint it is what it was.
 
     Args:
-        folder: the run's folder.
+        folder: the folder of the run, or of the phase.
         sizes: what :func:`sizes_of` returned when the checkpoint was written.
     """
     for path in _event_files(folder):
-        size = sizes.get(path.relative_to(folder).as_posix(), 0)
+        size = sizes.get(path.name, 0)
         if size == 0:
             path.unlink()
         elif path.stat().st_size > size:
@@ -41,4 +43,4 @@ def take_back(folder: Path, sizes: Mapping[str, int]) -> None:
 
 
 def _event_files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("events.out.tfevents*"))
+    return sorted(folder.glob("events.out.tfevents*"))

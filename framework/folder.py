@@ -111,6 +111,10 @@ class RunFolder:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def curves(self, phase: str | None = None) -> Path:
+        """Return the folder of the event files: a phase counts its steps from 0, so that its curves stand apart."""
+        return self.path if phase is None else self.path / phase
+
     def checkpoint(self, which: str) -> Path:
         """Return the path of the checkpoint ``"best"``, ``"last"``, or of a file by its path.
 

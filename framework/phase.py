@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from framework.checkpoint_file import link
+from framework.checkpoints import previous
 from framework.folder import RunFolder
+
+_BEFORE = "before_"
 
 # what would keep a phase from ending where it is to end
 _ENDS = ("max_epochs", "max_steps", "min_epochs", "min_steps")
@@ -55,12 +59,22 @@ class Phase:
         return [_StopWhen(self.stop_when)] if self.stop_when is not None else []
 
     def hand_over(self, folder: RunFolder) -> None:
-        """Let the phase's weights be the run's best ones; the best before are kept as ``before_<name>.ckpt``."""
+        """Let the phase's weights be the run's best ones; the best before are kept as ``before_<name>.ckpt``.
+
+        The phase's own file stays, another name of the same: a run that is killed by now does not train it once more.
+        """
         best, own = folder.checkpoints / "best.ckpt", folder.checkpoints / f"{self.name}.ckpt"
         if own.exists():
             if best.exists():
-                best.replace(best.with_name(f"before_{self.name}.ckpt"))
-            own.replace(best)
+                best.replace(best.with_name(f"{_BEFORE}{self.name}.ckpt"))
+            link(own, best)
+            own.with_name(f"{previous(self.name)}.ckpt").unlink(missing_ok=True)
+
+
+def take_back_hand_over(folder: RunFolder) -> None:
+    """Let the best weights of before a phase be the best ones again, where the run before it goes on."""
+    for before in folder.checkpoints.glob(f"{_BEFORE}*.ckpt"):
+        before.replace(before.with_name("best.ckpt"))
 
 
 @dataclasses.dataclass

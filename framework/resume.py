@@ -15,6 +15,7 @@ from framework.checkpoints import KEY, NEXT, previous
 from framework.errors import UserError
 from framework.event_files import take_back
 from framework.folder import RunFolder
+from framework.phase import take_back_hand_over
 from framework.settings import plain
 
 if TYPE_CHECKING:
@@ -77,36 +78,59 @@ def run_to_resume(named: str | Path | None, logs: Path, name: str) -> RunFolder:
     )
 
 
-def start_of(folder: RunFolder, name: str = "last") -> Start | None:
-    """Return where to go on: the newest checkpoint that can be read, None where none was ever written.
-
-    Args:
-        folder: the run's folder.
-        name: the last file's name: ``"last"``, or a later phase's name.
+def start_of(folder: RunFolder) -> Start | None:
+    """Return where a run goes on: its newest checkpoint that can be read, None where none was ever written.
 
     Raises:
         UserError: where there are files and none is usable.
     """
-    names = [name, previous(name), *(["best"] if name == "last" else [])]
-    files = [path for path in (folder.checkpoints / f"{one}.ckpt" for one in names) if path.exists()]
+    start, skipped = _newest(folder, ("last", previous("last"), "best"), after=0)
+    if start is None and skipped:
+        raise UserError(f"{folder.path}: no usable checkpoint to go on from: {'; '.join(skipped)}")
+    return start
+
+
+def start_of_phase(folder: RunFolder, name: str, after: int) -> Start | None:
+    """Return where a later phase goes on, None where it starts anew; what it logged since is cut off.
+
+    Args:
+        folder: the run's folder.
+        name: the phase's name.
+        after: optimizer steps of the run before it; a phase that came after others was another one.
+    """
+    start, skipped = _newest(folder, (name, previous(name)), after)
+    if RunFolder.of_ranks() is None:
+        take_back(folder.curves(name), {} if start is None else start.events)
+    for line in skipped:
+        rank_zero_info(f"{line}; going on from {'the start' if start is None else start.path.name} instead")
+    return start
+
+
+def _newest(folder: RunFolder, names: Iterable[str], after: int) -> tuple[Start | None, list[str]]:
+    """Return the first of these checkpoints that is usable, and a line on each before it that is not."""
     skipped: list[str] = []
-    for path in files:
+    for path in (folder.checkpoints / f"{name}.ckpt" for name in names):
+        if not path.exists():
+            continue
         try:
             content = read_checkpoint(path)
         except BadCheckpoint as error:
             skipped.append(str(error))
             continue
-        kept = content["callbacks"][KEY]
-        return Start(path, content["global_step"], content["epoch"], skipped, kept["events"], kept["seconds"])
-    if files:
-        raise UserError(f"{folder.path}: no usable checkpoint to go on from: {'; '.join(skipped)}")
-    return None
+        kept = content["callbacks"].get(KEY)
+        if kept is None:
+            skipped.append(f"{path}: written by other means than a run's own")
+        elif kept["after"] == after:
+            place = content["global_step"], content["epoch"]
+            return Start(path, *place, skipped, kept["events"], kept["seconds"]), skipped
+    return None, skipped
 
 
 def clear(folder: RunFolder, start: Start) -> None:
     """Remove what a run left behind that was cut off: a file without its names, and what it logged after the start."""
     for path in [folder.checkpoints / f"{NEXT}.ckpt", *folder.checkpoints.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
+    take_back_hand_over(folder)
     take_back(folder.path, start.events)
 
 

@@ -26,7 +26,7 @@ from framework.phase import Phase, PhaseRun
 from framework.plugin import Plugin
 from framework.quiet import quiet
 from framework.recipe import Recipe
-from framework.resume import Start, check_unchanged, clear, load_weights, run_to_resume, start_of, tell
+from framework.resume import Start, check_unchanged, clear, load_weights, run_to_resume, start_of, start_of_phase, tell
 from framework.signals import Signals, Stopped
 from framework.skips import OnNonFinite
 from framework.trainer import Keeping, refusals, training_trainer
@@ -166,7 +166,12 @@ def fit(
     record = _record(order, built, core)
     start = None
     if folder is not None and before is not None:
-        start, record["resumed"] = _resume(folder, before, record, core)
+        folder.hold()
+        try:
+            start, record["resumed"] = _resume(folder, before, record, core)
+        except BaseException:
+            folder.leave()
+            raise
     elif logs is not None:
         folder = RunFolder.create(Path(logs), order.name)
         folder.copy_recipe(order.file)
@@ -209,7 +214,6 @@ def _resume(
         )
     tell(folder, start, differing)
     if RunFolder.of_ranks() is None:
-        folder.hold()
         clear(folder, start)
     began = {"step": start.step, "epoch": start.epoch, "checkpoint": start.path.name, "differs": differing}
     return start, [*before.get("resumed", []), began]
@@ -281,7 +285,8 @@ def _interrupted(trainer: pl.Trainer) -> str:
 def _train_phase(run: Run, order: Order, phase: Phase, keeping: Keeping) -> None:
     """Train one more phase; where it ended by itself its network becomes the run's."""
     core, recipe, folder = run.core, run.recipe, keeping.folder
-    start = None if folder is None else start_of(folder, phase.name)
+    keeping = dataclasses.replace(keeping, after=run.steps)
+    start = None if folder is None else start_of_phase(folder, phase.name, run.steps)
     if phase.start == "initial":
         recipe = order.build()
         recipe = dataclasses.replace(recipe, plugins=[p for p in recipe.plugins if name_of(p) not in phase.without])
@@ -300,7 +305,7 @@ def _train_phase(run: Run, order: Order, phase: Phase, keeping: Keeping) -> None
     finally:
         history = core.recorder.history
         done.metrics = dict(history[-1].metrics) if history else {}
-        done.epochs = core.trainer.current_epoch if core._trainer is not None else 0
+        done.epochs = _epochs(core)
         done.steps = core.at.index
         done.seconds = time.monotonic() - began
         run.seconds += done.seconds
@@ -319,7 +324,7 @@ def _outcome(order: Order, recipe: Recipe, core: Core, folder: RunFolder | None,
         metrics=dict(best.metrics) if best else last,
         last=last,
         best_epoch=best.epoch if best else None,
-        epochs=core.trainer.current_epoch if core._trainer is not None else 0,
+        epochs=_epochs(core),
         steps=core.at.index,
         skipped=core.update.skipped,
         seconds=seconds,
@@ -329,6 +334,14 @@ def _outcome(order: Order, recipe: Recipe, core: Core, folder: RunFolder | None,
         name=order.name,
         file=order.file,
     )
+
+
+def _epochs(core: Core) -> int:
+    """Return the epochs done; Lightning's ``current_epoch`` leaves out the last one where a signal ended it."""
+    if core._trainer is None:
+        return 0
+    done: Any = core.trainer.fit_loop.epoch_progress.current
+    return int(done.processed)
 
 
 def _record(order: Order, recipe: Recipe, core: Core) -> dict[str, Any]:

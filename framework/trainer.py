@@ -41,12 +41,14 @@ class Keeping:
         signals: who may wish to stop.
         every_n_steps: optimizer steps between two checkpoints, None for no such rule.
         every_n_minutes: minutes between two checkpoints, None for no such rule.
+        after: optimizer steps of the run before a later phase, 0 for the run itself.
     """
 
     folder: RunFolder | None
     signals: Signals
     every_n_steps: int | None
     every_n_minutes: float | None
+    after: int = 0
 
 
 def training_trainer(
@@ -70,8 +72,7 @@ def training_trainer(
     if chosen.get("logger", True) is True:
         chosen["logger"] = False
         if folder is not None:
-            # a phase counts its steps from 0, so its curves stand apart
-            path = folder.path if phase is None else folder.path / phase.name
+            path = folder.curves(None if phase is None else phase.name)
             # a TensorBoard that is open has seen steps that are made once more
             purge = None if start is None else start.step + 1
             chosen["logger"] = TensorBoardLogger(
@@ -92,9 +93,11 @@ def training_trainer(
         chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
         checkpoints = Checkpoints(
             folder.checkpoints,
+            folder.curves(None if phase is None else phase.name),
             files,
             keeping.signals,
             name="last" if phase is None else phase.name,
+            after=keeping.after,
             monitor=recipe.monitor if phase is None and _is_validated(recipe) else None,
             mode=recipe.mode,
             every_n_steps=keeping.every_n_steps,
@@ -103,7 +106,13 @@ def training_trainer(
         callbacks.append(checkpoints)
     trainer = _make(chosen, callbacks)
     trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
+    # with max_steps Lightning would end the epoch of a checkpoint from the end of an epoch once more, and skip the next
+    trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
     return trainer
+
+
+def _never() -> bool:
+    return False
 
 
 def _listed(plugins: Any) -> list[Any]:
