@@ -42,7 +42,7 @@ def network() -> nn.Sequential:
         return [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
 
     pool = nn.MaxPool2d(2)
-    layers = [*block(3, 16), pool, *block(16, 32), pool, *block(32, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers = [*block(3, 24), pool, *block(24, 48), pool, *block(48, 64), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(64, 10))
 
 

@@ -31,6 +31,22 @@ def alternate(contenders: Mapping[str, Callable[[], int]], rounds: int) -> dict[
     return times
 
 
+def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Return what contenders that take the time themselves answer, one number a round, the contenders taking turns.
+
+    Args:
+        contenders: by name, functions that return microseconds a step.
+        rounds: how often each runs, after one round that does not count.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds + 1):
+        for name, run in contenders.items():
+            spent = run()
+            if turn:
+                times[name].append(spent)
+    return times
+
+
 def table(times: Mapping[str, list[float]], bases: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return a row a contender: median and quartiles in microseconds, and the median ratio to its base, by rounds."""
     rows = []
