@@ -50,3 +50,10 @@ def test_two_steps_at_hand_are_told_apart() -> None:
     compiled = torch.compile(lambda step: step.normal(plugin, x), backend="eager", fullgraph=True)
     assert torch.equal(compiled(one), one.normal(plugin, x))
     assert torch.equal(compiled(other), other.normal(plugin, x))
+
+
+def test_drawn_numbers_look_untouched() -> None:
+    plugin = Draws()
+    step = step_of(plugin)
+    x = torch.ones(4, 300)
+    assert torch.compile(lambda x: step.normal(plugin, x), backend="eager", fullgraph=True)(x)._version == 0
