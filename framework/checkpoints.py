@@ -114,7 +114,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Write what is due between two steps, and end training on a signal; after a validation, where one follows."""
         self._ask(pl_module)
-        if not _validates_next(trainer):
+        if (self._due or self._signal is not None) and not _validates_next(trainer):
             self._save_what_is_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
