@@ -31,6 +31,7 @@ from framework.relations import check_relations
 from framework.shards import data_mesh, is_sharded
 from framework.skips import OnNonFinite, Skips
 from framework.step import Step
+from framework.stop import go_on_within_epoch, out_of_time
 from framework.update import Update
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ class Core(pl.LightningModule):
             "format": FORMAT,
             "history": [tuple(entry) for entry in self.recorder.history],
             "within_epoch": within,
-            "stopped": self._stoppers() if self.trainer.should_stop else None,
+            "stopped": self._stoppers() if self.trainer.should_stop and not out_of_time(self.trainer) else None,
             "samples_per_step": self._samples_per_step,
             "skipped": self.update.skipped,
         }
@@ -407,6 +408,7 @@ class Core(pl.LightningModule):
             self.update.skipped = kept["skipped"]
             self.at.index, self.at.epoch = checkpoint["global_step"], checkpoint["epoch"]
             self.trainer.should_stop = kept["stopped"] == self._stoppers()  # more patience is another story
+            go_on_within_epoch(self.trainer, checkpoint["loops"]["fit_loop"], self.at.index)
 
     def _stoppers(self) -> dict[str, Any]:
         return {plugin.name: plugin.declared_ for plugin in self.answers.of("should_stop")}

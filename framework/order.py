@@ -89,8 +89,10 @@ class Order:
         self.seed = record["seed"] if self._seed is None else self._seed
         self.parameters = {**record["parameters"], **self.parameters}
         self.settings = {**as_text(record["settings"]), **self.settings}
-        self.additions = [*((name, as_text(given)) for name, given in record["with"]), *self.additions]
-        self.without = [*record["without"], *self.without]
+        # the whole command may have been typed once more
+        added = [(name, as_text(given)) for name, given in record["with"]]
+        self.additions = [*added, *(one for one in self.additions if one not in added)]
+        self.without = list(dict.fromkeys([*record["without"], *self.without]))
         if training:
             self.trainer = {**record["trainer"], **self.trainer}
             self.on_nonfinite = self._on_nonfinite or record["on_nonfinite"]

@@ -96,6 +96,13 @@ def test_added_plugins_come_again_and_more_of_them_after() -> None:
     assert new.build().plugins[2].declared_["std"] == 0.25
 
 
+def test_a_command_that_is_typed_once_more_adds_nothing_twice() -> None:
+    again = {"with_": [("input_noise", {"std": 0.25})], "without": ["third"]}
+    new = order(**again)
+    new.on_top_of(recorded(**again), training=True)
+    assert [plugin.name for plugin in new.build().plugins] == ["half", "input_noise"]
+
+
 def test_options_that_are_objects_are_not_recorded() -> None:
     record = recorded(trainer={"max_epochs": 2, "callbacks": [object()], "profiler": None})
     assert record["trainer"] == {"max_epochs": 2, "profiler": None}
