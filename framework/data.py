@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, NamedTuple
@@ -296,6 +297,9 @@ class _Workers:
     def begin(self) -> None:
         """Begin to make the batches."""
         if self._loader is None:
+            if self._options["num_workers"] and "cv2" in sys.modules:
+                # a process that is forked while OpenCV's threads are at their locks waits for them for ever
+                sys.modules["cv2"].setNumThreads(0)
             self._loader = DataLoader(self._dataset, **self._options)
         self._batches = iter(self._loader)
 

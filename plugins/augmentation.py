@@ -96,10 +96,13 @@ class _Albumentations:
     def __init__(self, pipeline: Any) -> None:
         self._pipeline = pipeline
         self._python = random.Random()
+        self._rng: np.random.Generator | None = None
 
     def __call__(self, x: Any, rng: np.random.Generator) -> Any:
-        self._python.seed(int(rng.integers(1 << 63)))
-        self._pipeline.set_random_state(rng, self._python)
+        if rng is not self._rng:  # a stream hands over one generator, which it keys anew for each sample
+            self._rng = rng
+            self._pipeline.set_random_state(rng, self._python)
+        self._python.seed(rng.random())
         image = self._pipeline(image=image_of(x))["image"]
         return tensor_of(image, x.ndim) if isinstance(x, Tensor) else image
 

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -260,3 +261,26 @@ def test_too_few_samples_for_a_step() -> None:
 def test_a_part_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"no test part: give Data\(test=...\)"):
         numbers(3).eval_loader("test")
+
+
+class Threads(torch.utils.data.Dataset):
+    """Tells how many threads OpenCV has where samples are made."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return cv2.getNumThreads()
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 3), (1, 1)])
+def test_opencv_has_no_threads_to_be_forked_in_the_midst_of(workers, threads):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        loader = Data(Threads(), batch_size=4, workers=workers).train_loader(seed=0)
+        assert [window.batches[0].tolist() for window in loader] == [[threads] * 4]
+        loader.close()
+        assert cv2.getNumThreads() == threads
+    finally:
+        cv2.setNumThreads(before)
