@@ -121,8 +121,9 @@ def _newest(folder: RunFolder, names: Iterable[str], after: int) -> tuple[Start 
         if kept is None:
             skipped.append(f"{path}: written by other means than a run's own")
         elif kept["after"] == after:
-            place = content["global_step"], content["epoch"]
-            return Start(path, *place, skipped, kept["events"], kept["seconds"]), skipped
+            # Lightning's own count leaves out an epoch that has just ended
+            epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            return Start(path, content["global_step"], epoch, skipped, kept["events"], kept["seconds"]), skipped
     return None, skipped
 
 
@@ -171,7 +172,7 @@ def check_unchanged(folder: RunFolder, before: Mapping[str, Any], now: Mapping[s
     harmless = [line for name in settings if name not in marks for line in settings[name]]
     harmless += _changes(before["parameters"], now["parameters"], "")
     harmless += _changes(before["trainer_options"], now["trainer_options"], "trainer")
-    harmless += _changes(before, now, "", only=("monitor", "mode", "samples", "batch_size"))
+    harmless += _changes(before, now, "", only=("monitor", "mode", "samples", "batch_size", "on_nonfinite"))
     harmless += _changes(before["versions"], now["versions"], "")
     kept = folder.path / "recipe.py"
     file = now["file"]

@@ -75,6 +75,6 @@ def assert_same(alone: Path, resumed: Path) -> None:
         for entry in theirs:
             assert same(ours[entry], theirs[entry]), f"{name}: {entry}"
     ours, theirs = curves_of(resumed), curves_of(alone)
-    assert list(ours) == list(theirs), "tags"
+    assert set(ours) == set(theirs), set(ours) ^ set(theirs)
     for tag in theirs:
         assert ours[tag] == theirs[tag], tag
