@@ -102,7 +102,7 @@ class Nobody(Plugin):
 def on_batch(transform: Any, x: Tensor) -> Callable[[], Any]:
     """Return a call of a transform, or of a plugin, on a batch."""
     step = Step(0, WeightEdits())
-    step.count = len(x)
+    step.count = step.samples = len(x)
     batch, drawer = (x, torch.zeros(len(x), dtype=torch.long)), Nobody()
 
     def run() -> Any:

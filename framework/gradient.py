@@ -81,7 +81,7 @@ class Gradient:
         counts = [size_of(batch) for batch in window.batches]
         shares, sizes = self._shares(window, counts)
         last = len(window.batches) - 1
-        step.micros, step.start = last + 1, window.start
+        step.micros, step.start, step.samples = last + 1, window.start, window.total
         total: Tensor | None = None
         for micro, batch in enumerate(window.batches):
             step.micro, step.count = micro, counts[micro]

@@ -20,20 +20,26 @@ NoiseKind = Literal["gaussian", "multiplicative", "masking"]
 Rate = Annotated[float, Bounds(low=0, high=1, open_high=True)]
 
 
-def normals(stream: Stream, *where: int, start: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+def normals(
+    stream: Stream, *where: int, room: int, start: int, size: int, device: torch.device | str = "cpu"
+) -> Tensor:
     r"""Return draws from :math:`\mathcal N(0, 1)` in float32: numbers ``start`` to ``start + size`` of a vector.
 
-    On a CPU they are those of :meth:`framework.keyed.Stream.normals`, so that the vector is the same however it is cut.
-    Elsewhere torch's generator of the device draws them, keyed by ``start`` as well.
+    On a CPU they are those of :meth:`framework.keyed.Stream.of_step` (of :meth:`~framework.keyed.Stream.normals`, where
+    they belong to more than the step), so that the vector is the same however it is cut. Elsewhere torch's generator of
+    the device draws them, keyed by ``start`` as well. They are not to be changed.
 
     Args:
         stream: who draws.
         *where: step, micro-batch, rank, …
+        room: how long the vector is.
         start: number of the first.
         size: how many.
         device: where they are made.
     """
     if torch.device(device).type == "cpu":
+        if len(where) == 1:
+            return stream.of_step(where[0], room=room, start=start, size=size)
         return stream.normals(*where, start=start, size=size)
     return torch.randn(size, generator=stream.torch(*where, start, device=device), device=device)
 

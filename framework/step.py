@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.keyed import Stream
+from framework.keyed import Kind, Stream
 from framework.traced import draw, number, register
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Step:
         micros: how many micro-batches the step has on this rank.
         start: position of the micro-batch's first sample among all samples of the step, over ranks and micro-batches.
         count: samples in the micro-batch.
+        samples: samples of the whole step, over ranks and micro-batches.
         rank: this process among ``world`` processes.
         world: number of processes.
         logged: whether this step's values go to the logger; expensive values are worked out only then.
@@ -50,6 +51,7 @@ class Step:
         self.micros = 1
         self.start = 0
         self.count = 0
+        self.samples = 0
         self.rank = 0
         self.world = 1
         self.logged = False
@@ -97,13 +99,13 @@ class Step:
         """Return uniform draws from [0, 1) shaped like ``like``; see :meth:`normal`."""
         return self._draw("uniform", plugin, like, who)
 
-    def _draw(self, kind: str, plugin: Plugin, like: Tensor, who: str) -> Tensor:
+    def _draw(self, kind: Kind, plugin: Plugin, like: Tensor, who: str) -> Tensor:
         if torch.compiler.is_compiling():
             drawn: Tensor = draw(like.detach(), self.token, kind, plugin.name, who)
             return drawn
         return self.rows(kind, plugin.name, like, who)
 
-    def rows(self, kind: str, name: str, like: Tensor, who: str) -> Tensor:
+    def rows(self, kind: Kind, name: str, like: Tensor, who: str) -> Tensor:
         """Return draws of a plugin by its name; :meth:`normal` and :meth:`uniform` are how plugins ask.
 
         Args:
@@ -115,11 +117,14 @@ class Step:
         rows, size = like.shape[0], like.numel()
         width = size // max(rows, 1)
         stream = self.stream(f"{name}/{who}")
+        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         if rows == self.count:
-            start, where = self.start * width, [self.index, width]
+            start, room, where = self.start * width, self.samples * width, [self.index, width]
+            if like.device.type == "cpu" and start + size <= room:
+                drawn = stream.of_step(self.index, room=room, start=start, size=size, kind=kind, dtype=dtype)
+                return drawn.clone().view(like.shape).to(like.dtype)
         else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
             start, where = 0, [self.index, width, self.micro + 1, self.rank]
-        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         if like.device.type != "cpu":
             # torch's generators have no places to begin at: the rows before are drawn as well, which costs a GPU little
             make = torch.randn if kind == "normal" else torch.rand

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
+
+from framework.keyed import Kind
 
 if TYPE_CHECKING:
     from framework.step import Step
@@ -39,7 +41,7 @@ def draw(like: Tensor, token: int, kind: str, name: str, who: str) -> Tensor:
     """
     # a count of changes that starts anew: a graph may work in the memory of the draws, and plugins look at the count to
     # find layers that overwrite what they saw
-    return _STEPS[token].rows(kind, name, like, who).data
+    return _STEPS[token].rows(cast(Kind, kind), name, like, who).data
 
 
 @draw.register_fake

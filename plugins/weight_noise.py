@@ -208,8 +208,10 @@ class WeightNoise(Plugin):
         where = (step.index,) if self.fresh == "step" else (step.index, step.micro, step.rank)
         # half precision holds no good normals; the sum is rounded once, into the weights
         wide = torch.promote_types(dtype, torch.float32)
-        for start, size, views in self._shares(weights):
-            noise = normals(stream, *where, start=start, size=size, device=device).to(wide)
+        shares = self._shares(weights)
+        room = shares[-1].start + shares[-1].size
+        for start, size, views in shares:
+            noise = normals(stream, *where, room=room, start=start, size=size, device=device).to(wide)
             if is_sharded(views[0]):  # a rank that holds a part of a weight disturbs it by its part of the noise
                 (noise,) = locals_of([laid_out_as(noise.view(views[0].shape), views[0])])
                 views, noise = locals_of(views), noise.reshape(-1)

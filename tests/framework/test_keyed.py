@@ -5,10 +5,11 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pytest
 import torch
 from scipy.stats import kstest
 
-from framework.keyed import Stream, key_of, mix
+from framework.keyed import Kind, Stream, key_of, mix
 
 
 def test_mix_is_splitmix64() -> None:
@@ -62,3 +63,51 @@ def test_pickled_stream_goes_on_alike() -> None:
     copy = pickle.loads(pickle.dumps(stream))
     assert copy.key(2, 3) == stream.key(2, 3)
     assert torch.equal(torch.rand(3, generator=copy.torch(1)), torch.rand(3, generator=stream.torch(1)))
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+@pytest.mark.parametrize("room", [1, 100, 4097, 30_000, 40_000, 200_000])
+def test_draws_of_a_step_depend_on_step_and_room_alone(kind: Kind, room: int) -> None:
+    one, size = Stream(3, "noise"), min(room, 50)
+    in_order = [one.of_step(step, room=room, start=room - size, size=size, kind=kind).clone() for step in range(40)]
+    for step in (39, 0, 17, 16, 5):
+        fresh = Stream(3, "noise")
+        fresh.of_step(2, room=room + 1, start=0, size=1, kind=kind)
+        fresh.of_step(step, room=room, start=0, size=1, kind="normal" if kind == "uniform" else "uniform")
+        whole = fresh.of_step(step, room=room, start=0, size=room, kind=kind)
+        assert torch.equal(whole[room - size :], in_order[step])
+    assert len({tuple(draws.tolist()) for draws in in_order}) == 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_draws_of_a_step_have_the_type_asked_for(dtype: torch.dtype) -> None:
+    draws = Stream(3, "noise").of_step(1, room=10, start=0, size=10, kind="uniform", dtype=dtype)
+    assert draws.dtype == dtype
+
+
+def test_steps_of_other_sizes_share_no_draws() -> None:
+    # the last step of an epoch is often smaller, and stands between others of the same block
+    def drawn(room: int, step: int) -> torch.Tensor:
+        return Stream(3, "noise").of_step(step, room=room, start=0, size=299)
+
+    draws = torch.stack([drawn(room, step) for step in range(16) for room in (300, 299)])
+    assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 5 / 299**0.5
+
+
+def test_draws_of_successive_steps_are_independent_and_normal() -> None:
+    stream = Stream(0, "a")
+    over_steps = torch.stack([stream.of_step(step, room=700, start=0, size=700) for step in range(2000)]).numpy()
+    pvalues = [kstest(over_steps[:, place], "norm").pvalue for place in range(0, 700, 10)]
+    assert kstest(pvalues, "uniform").pvalue > 1e-3
+    for values in (over_steps, over_steps**2 - 1):
+        for lag in (1, 2, 15, 16, 17):
+            deviation = values.std() ** 2 / values[lag:].size ** 0.5
+            assert abs((values[lag:] * values[:-lag]).mean()) < 4.5 * deviation
+
+
+def test_draws_of_a_step_can_be_asked_for_first_while_evaluating() -> None:
+    stream, weight = Stream(0, "a"), torch.ones(4, requires_grad=True)
+    with torch.inference_mode():
+        stream.of_step(0, room=4, start=0, size=4)
+    (weight * stream.of_step(1, room=4, start=0, size=4)).sum().backward()
+    assert weight.grad is not None

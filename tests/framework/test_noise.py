@@ -21,7 +21,7 @@ class Noisy(Plugin):
 
 def step_of(count: int, index: int = 0, seed: int = 0) -> Step:
     step = Step(seed, WeightEdits())
-    step.index, step.count = index, count
+    step.index, step.count, step.samples = index, count, count
     return step
 
 
@@ -29,11 +29,14 @@ def keyed(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_normals_of_a_place_do_not_depend_on_how_they_are_cut():
-    whole = normals(Stream(1, "a"), 5, start=0, size=1000)
-    cut = [normals(Stream(1, "a"), 5, start=low, size=min(300, 1000 - low)) for low in range(0, 1000, 300)]
+@pytest.mark.parametrize("where", [(5,), (5, 1, 0)])
+@pytest.mark.parametrize("room", [1000, 100_000])
+def test_normals_of_a_place_do_not_depend_on_how_they_are_cut(where, room):
+    whole = normals(Stream(1, "a"), *where, room=room, start=0, size=1000)
+    lows = range(0, 1000, 300)
+    cut = [normals(Stream(1, "a"), *where, room=room, start=low, size=min(300, 1000 - low)) for low in lows]
     assert torch.equal(torch.cat(cut), whole)
-    assert not torch.equal(normals(Stream(1, "a"), 6, start=0, size=1000), whole)
+    assert not torch.equal(normals(Stream(1, "a"), 6, *where[1:], room=room, start=0, size=1000), whole)
 
 
 def test_another_devices_normals_come_from_its_generator(monkeypatch):
@@ -46,7 +49,7 @@ def test_another_devices_normals_come_from_its_generator(monkeypatch):
     monkeypatch.setattr(torch, "randn", randn)
     monkeypatch.setattr(Stream, "torch", lambda self, *where, device: keyed(self.key(*where) >> 1))
     for start in (0, 0, 8):
-        assert normals(Stream(1, "a"), 5, start=start, size=100, device="cuda").shape == (100,)
+        assert normals(Stream(1, "a"), 5, room=200, start=start, size=100, device="cuda").shape == (100,)
     assert asked[0] == asked[1] != asked[2]
 
 
@@ -95,7 +98,7 @@ def test_multiplicative_noise_of_dropout_std_is_dropout_in_mean_and_variance(rat
     ones = torch.ones(n)
     torch.manual_seed(0)
     dropout = functional.dropout(ones, rate)
-    noisy = multiplicative(ones, dropout_std(rate), normals(Stream(3, "a"), start=0, size=n))
+    noisy = multiplicative(ones, dropout_std(rate), normals(Stream(3, "a"), 0, room=n, start=0, size=n))
     std = dropout_std(rate)
     error = std * math.sqrt(2 / n)
     assert abs(noisy.mean() - dropout.mean()) < 4 * error
@@ -155,7 +158,7 @@ def test_draws_belong_to_samples_whatever_the_micro_batches():
     parts = []
     for start, count in ((0, 5), (5, 4), (9, 3)):
         step = step_of(count)
-        step.start = start
+        step.start, step.samples = start, 12
         parts.append(disturbed(x[:count], "gaussian", 1.0, None, plugin=Noisy(), step=step))
     assert torch.equal(torch.cat(parts), whole)
 

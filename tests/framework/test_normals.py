@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -160,6 +161,16 @@ def test_neighbouring_places_and_other_streams_are_independent():
     for values in (torch.stack(draws), torch.stack(draws).square()):
         correlations = torch.corrcoef(values).fill_diagonal_(0)
         assert correlations.abs().max() < 5 / math.sqrt(size)
+
+
+def test_threads_do_not_disturb_one_another():
+    def draw(place):
+        return Stream(0, "a").normals(place, size=1 << 18)
+
+    expected = [draw(place) for place in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(draw, [*range(8)] * 4))
+    assert all(torch.equal(one, expected[place % 8]) for place, one in enumerate(found))
 
 
 def test_a_weight_gets_normal_noise_over_steps():

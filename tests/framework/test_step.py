@@ -34,7 +34,7 @@ def drawn(cuts: list[int], shape: tuple[int, ...], kind: str, dtype: torch.dtype
     """Return the draws of a step whose batch is cut into micro-batches of these sizes."""
     rows, start = [], 0
     for micro, size in enumerate(cuts):
-        step = step_at(3, micro=micro // ranks, rank=micro % ranks, start=start, count=size)
+        step = step_at(3, micro=micro // ranks, rank=micro % ranks, start=start, count=size, samples=sum(cuts))
         rows.append(getattr(step, kind)(NOISE, torch.empty(size, *shape, dtype=dtype)))
         start += size
     return torch.cat(rows)
@@ -50,6 +50,15 @@ def test_draws_do_not_depend_on_how_the_batch_is_cut(
     whole = drawn([7], shape, kind, dtype)
     assert whole.dtype == dtype
     assert torch.equal(drawn(cuts, shape, kind, dtype), whole)
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_what_is_drawn_may_be_changed(kind: str) -> None:
+    step, like = step_at(3, count=4, samples=4), torch.empty(4, 5)
+    first = getattr(step, kind)(NOISE, like)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(getattr(step, kind)(NOISE, like), kept)
 
 
 def test_draws_differ_by_step_plugin_and_who() -> None:

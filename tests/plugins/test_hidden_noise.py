@@ -61,7 +61,7 @@ def weights_of(run) -> torch.Tensor:
 
 def step_of(count: int, index: int = 0) -> Step:
     step = Step(3, WeightEdits())
-    step.index, step.count = index, count
+    step.index, step.count, step.samples = index, count, count
     return step
 
 
@@ -77,9 +77,9 @@ def observed(model: nn.Module, plugin: HiddenNoise, x, count: int, start: int = 
 @pytest.mark.parametrize(
     ("plugin", "formula"),
     [
-        (KINDS[0], lambda h, draw: h + 0.3 * draw(Stream.normals)),
-        (KINDS[1], lambda h, draw: h * (1 + 0.3 * draw(Stream.normals))),
-        (KINDS[2], lambda h, draw: h * (draw(Stream.uniforms) >= 0.25) / 0.75),
+        (KINDS[0], lambda h, draw: h + 0.3 * draw("normal")),
+        (KINDS[1], lambda h, draw: h * (1 + 0.3 * draw("normal"))),
+        (KINDS[2], lambda h, draw: h * (draw("uniform") >= 0.25) / 0.75),
     ],
 )
 def test_a_fit_equals_a_loop_by_hand(plugin, formula):
@@ -87,7 +87,7 @@ def test_a_fit_equals_a_loop_by_hand(plugin, formula):
 
     def after(h, layer):
         stream = Stream(3, f"hidden_noise/{layer}")
-        return formula(h, lambda draw: draw(stream, index, 16, size=256).view(16, 16))
+        return formula(h, lambda kind: stream.of_step(index, room=256, start=0, size=256, kind=kind).view(16, 16))
 
     model = Net(after)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)

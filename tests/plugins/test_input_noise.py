@@ -36,7 +36,7 @@ def weights_of(run) -> torch.Tensor:
 
 def step_of(count: int, index: int = 0) -> Step:
     step = Step(3, WeightEdits())
-    step.index, step.count = index, count
+    step.index, step.count, step.samples = index, count, count
     return step
 
 
@@ -50,8 +50,8 @@ def by_hand(formula, rate=0.0) -> torch.Tensor:
         loader.set_epoch(epoch)
         for window in loader:
             x, y = window.batches[0]
-            draw = stream.uniforms if rate else stream.normals
-            x = formula(x, draw(index, 8, size=128).view(16, 8))
+            kind = "uniform" if rate else "normal"
+            x = formula(x, stream.of_step(index, room=128, start=0, size=128, kind=kind).view(16, 8))
             optimizer.zero_grad()
             functional.mse_loss(model(x), y).backward()
             optimizer.step()

@@ -104,8 +104,11 @@ def test_a_fit_equals_a_loop_by_hand(kind, fresh):
         for window in loader:
             optimizer.zero_grad()
             for micro, (x, y) in enumerate(window.batches):
-                where = (index,) if fresh == "step" else (index, micro, 0)
-                first, second = stream.normals(*where, size=8 * 16 + 16).split([128, 16])
+                if fresh == "step":
+                    noise = stream.of_step(index, room=144, start=0, size=144)
+                else:
+                    noise = stream.normals(index, micro, 0, size=144)
+                first, second = noise.split([128, 16])
                 clean = [w.detach().clone() for w in chosen]
                 with torch.no_grad():
                     for w, e in zip(chosen, (first, second), strict=True):
@@ -348,7 +351,8 @@ def test_the_noise_is_one_vector_however_weights_are_cut(limit, monkeypatch):
     plugin, step = attached(model, WeightNoise(0.5, biases=True))
     clean = [w.detach().clone() for w in plugin.weights_]
     edit(plugin, step)
-    noise = step.stream("weight_noise").normals(step.index, size=sum(w.numel() for w in clean))
+    size = sum(w.numel() for w in clean)
+    noise = step.stream("weight_noise").of_step(step.index, room=size, start=0, size=size)
     for weight, before, part in zip(plugin.weights_, clean, noise.split([w.numel() for w in clean]), strict=True):
         assert torch.equal(weight, before + 0.5 * part.view(weight.shape))
     step.edits.undo()
