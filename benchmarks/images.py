@@ -10,7 +10,7 @@ import albumentations as A
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.versus import Row, versus
 from framework import Data
@@ -75,6 +75,8 @@ class Samples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.pipeline(image=self.images[index])["image"]
+        if isinstance(image, Tensor):
+            return image, 0
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), 0
 
 
@@ -137,7 +139,7 @@ def transforms(rounds: int) -> list[Row]:
 
 
 class Stored(Dataset[Any]):
-    """Images that lie in memory, handed over as they are.
+    """Images that lie in memory, handed over as they are: a data set as people write it.
 
     Args:
         images: arrays ``(height, width, channels)``.
@@ -156,13 +158,13 @@ class Stored(Dataset[Any]):
 def pipeline(rounds: int) -> list[Row]:
     """Return the rows of the sample pipeline: its speed over a bare loop's times the cores it can use."""
     table = []
-    for side, count in ((32, 8192), (224, 1024)):
-        images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    for side, count in ((32, 16_384), (224, 4096)):
+        few = np.random.default_rng(0).integers(0, 256, (512, side, side, 3), dtype=np.uint8)
+        images = [few[index % len(few)] for index in range(count)]
         chain = [A.Pad(side // 8, p=1.0), A.RandomCrop(side, side), A.HorizontalFlip(p=0.5)]
         chain += [A.RandomBrightnessContrast(p=0.5), A.Affine(rotate=(-10, 10), p=0.5), A.ToTensorV2()]
         bare = A.Compose(chain)
         plugin = Augmentation(A.Compose(chain))
-        listed = list(images)
         for workers in (0, 2):
             data = Data(Stored(images), batch_size=64, workers=workers)
             loader = data.train_loader(seed=0, transforms=[("augmentation", plugin.transform_sample)])
@@ -172,13 +174,22 @@ def pipeline(rounds: int) -> list[Row]:
                 for _ in loader:
                     pass
 
-            def loop(bare: Any = bare, listed: list[np.ndarray] = listed) -> None:
-                for image in listed:
+            def loop(bare: Any = bare, images: list[np.ndarray] = images) -> None:
+                for image in images:
                     bare(image=image)
 
             cores = min(max(workers, 1), len(os.sched_getaffinity(0)))
             name = f"{side}x{side}, {workers} workers / bare loop x {cores} cores"
             table.append(versus(name, ours, loop, goal=">= 0.9", rounds=rounds, faster=True, share=1 / cores))
+            others = Samples(images, bare)
+            common = DataLoader(others, 64, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+
+            def theirs(common: Any = common) -> None:
+                for _ in common:
+                    pass
+
+            name = f"{side}x{side}, {workers} workers / a DataLoader"
+            table.append(versus(name, ours, theirs, goal="", rounds=rounds, faster=True))
             loader.close()
     return table
 

@@ -60,15 +60,15 @@ def keyed_globals(key: int, device: torch.device | None = None) -> Iterator[None
 
 
 def image_of(x: Any) -> Any:
-    """Return a tensor ``(channels, height, width)`` as an array ``(height, width, channels)``, others as arrays.
+    """Return a copy of an image as an array, of a tensor ``(channels, height, width)`` with its channels last.
 
     Example:
         >>> image_of(torch.zeros(3, 8, 4)).shape, image_of(torch.zeros(8, 4)).shape
         ((8, 4, 3), (8, 4))
     """
     if not isinstance(x, Tensor):
-        return np.asarray(x)
-    return np.ascontiguousarray(x.permute(1, 2, 0).numpy() if x.ndim == 3 else x.numpy())
+        return np.array(x)
+    return np.array(x.permute(1, 2, 0).numpy() if x.ndim == 3 else x.numpy(), order="C")
 
 
 def tensor_of(image: Any, ndim: int) -> Any:
@@ -209,10 +209,11 @@ class Augmentation(Plugin):
         """Return the sample with its input changed."""
         if self.sample is None:
             return sample
-        x = input_of(sample)
-        # a copy, since a data set in memory hands out views and a transform may work in place
-        x = x.clone() if isinstance(x, Tensor) else x.copy() if isinstance(x, np.ndarray) else x
-        return replace(sample, input=self.change_sample_(x, rng))
+        x, change = input_of(sample), self.change_sample_
+        if not isinstance(change, _Albumentations):  # which is handed a copy anyway
+            # a copy, since a data set in memory hands out views and a transform may work in place
+            x = x.clone() if isinstance(x, Tensor) else x.copy() if isinstance(x, np.ndarray) else x
+        return replace(sample, input=change(x, rng))
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
         """Return the batch with its input changed."""

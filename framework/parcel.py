@@ -1,0 +1,239 @@
+"""Batches on their way from a loader's worker processes, in shared memory that is used again.
+
+A ``DataLoader`` puts each tensor of each batch into shared memory of its own. To get and to give back the pages of 64
+images of 224 x 224 takes the machine as long as to augment a dozen of them. Here each worker writes into a few buffers
+in turn, which stay mapped, and the training process copies out of them into memory of batches past.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
+
+PREFETCH = 2  # batches that a worker makes ahead
+_SLOTS = PREFETCH + 1  # and the one that is being copied out
+_NUMBERED = 64  # bytes at the start of a buffer that tell whose it is, as many as keep what follows aligned
+_LARGE = 1 << 20  # bytes
+
+
+class Request(NamedTuple):
+    """What a worker is asked for.
+
+    Args:
+        iteration: which run through the loader asks.
+        samples: what makes the batch.
+    """
+
+    iteration: int
+    samples: list[Any]
+
+
+class Requests:
+    """A batch sampler that numbers the runs through it: what was under way at the end of one is dropped unread.
+
+    Args:
+        batches: the samples of each batch.
+    """
+
+    def __init__(self, batches: Iterable[list[Any]]) -> None:
+        self._batches = batches
+        self._iteration = 0
+
+    def __iter__(self) -> Iterator[Request]:
+        self._iteration += 1
+        for samples in self._batches:
+            yield Request(self._iteration, samples)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor in a worker's buffer.
+
+    Args:
+        where: slot of the worker's, and which tensor of the batch.
+        dtype: the tensor's.
+        shape: the tensor's.
+    """
+
+    where: tuple[int, int]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, buffer: Tensor) -> Tensor:
+        """Return the tensor, which shares the buffer's memory."""
+        return buffer[_NUMBERED : _NUMBERED + self.nbytes].view(self.dtype).view(self.shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parcel:
+    """A batch whose tensors lie in a worker's buffers.
+
+    Args:
+        worker: whose buffers.
+        number: of the worker's parcel.
+        content: the batch, with places for tensors.
+        buffers: buffers by place that this run through the loader has not sent yet, and since which parcel they are
+            in use.
+    """
+
+    worker: int
+    number: int
+    content: Any
+    buffers: dict[tuple[int, int], tuple[int, Tensor]]
+
+
+class Packing(Dataset[Any]):
+    """Makes whole batches in a worker process and puts their tensors into its buffers.
+
+    Args:
+        dataset: where samples come from.
+        collate_fn: makes a batch of a list of samples, None for what ``default_collate`` makes.
+    """
+
+    def __init__(self, dataset: Dataset[Any], collate_fn: Callable[[list[Any]], Any] | None) -> None:
+        self._dataset = dataset
+        self._collate_fn = collate_fn
+        self._iteration = 0
+        self._number = 0
+        self._count = 0
+        self._buffers: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        self._sent: set[tuple[int, int]] = set()
+        self._sending: set[tuple[int, int]] = set()
+
+    def __getitems__(self, request: Request) -> Any:
+        """Return a parcel."""
+        if hasattr(self._dataset, "__getitems__"):
+            samples = self._dataset.__getitems__(request.samples)
+        else:
+            samples = [self._dataset[sample] for sample in request.samples]
+        self._number, self._count = self._number + 1, 0
+        if request.iteration != self._iteration:  # a parcel that had buffers with it may have been dropped unread
+            self._iteration = request.iteration
+            self._sent.clear()
+        self._sending.clear()
+        if self._collate_fn is None:
+            batch = collate(samples, collate_fn_map={**default_collate_fn_map, Tensor: self._stack})
+        else:
+            batch = self._collate_fn(samples)
+        content = _mapped(batch, self._put)
+        worker = get_worker_info()
+        assert worker is not None
+        return Parcel(worker.id, self._number, content, {where: self._buffers[where] for where in self._sending})
+
+    def _stack(self, tensors: Sequence[Tensor], *, collate_fn_map: Any = None) -> _Place | Tensor:
+        """Stack tensors where they are to lie; ``default_collate`` would get shared memory for each."""
+        first = tensors[0]
+        if not _is_plain(first) or any(one.dtype != first.dtype or one.shape != first.shape for one in tensors):
+            return torch.stack(list(tensors))
+        place, room = self._room(first.dtype, (len(tensors), *first.shape))
+        torch.stack(list(tensors), out=room)
+        return place
+
+    def _put(self, value: Any) -> Any:
+        # one that is in shared memory already is sent as it is
+        if not _is_plain(value) or value.is_shared():
+            return value
+        place, room = self._room(value.dtype, tuple(value.shape))
+        room.copy_(value)
+        return place
+
+    def _room(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[_Place, Tensor]:
+        """Return a place for the next tensor of the batch."""
+        place = _Place((self._number % _SLOTS, self._count), dtype, shape)
+        self._count += 1
+        _, buffer = self._buffers.get(place.where, (0, None))
+        if buffer is None or len(buffer) < _NUMBERED + place.nbytes:
+            buffer = torch.empty(_NUMBERED + place.nbytes, dtype=torch.uint8)
+            buffer.share_memory_()  # type: ignore[no-untyped-call]
+            self._buffers[place.where] = self._number, buffer
+            self._sent.discard(place.where)
+        if place.where not in self._sent:
+            self._sent.add(place.where)
+            self._sending.add(place.where)
+        _number_of(buffer).fill_(self._number)
+        return place, place.of(buffer)
+
+
+class Opening:
+    """Takes batches out of parcels, in the training process, before the worker may use their buffers again."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[int, tuple[int, int]], tuple[int, Tensor]] = {}
+        self._memory = _Memory()
+
+    def open(self, sent: Any) -> Any:
+        """Return the batch that a worker sent, in memory of its own; what is no parcel is returned as it is.
+
+        Raises:
+            RuntimeError: where the worker has used a buffer again already, which is a fault of this module.
+        """
+        if not isinstance(sent, Parcel):
+            return sent
+        for where, (since, buffer) in sent.buffers.items():
+            if self._buffers.get((sent.worker, where), (0, None))[0] != since:
+                self._buffers[sent.worker, where] = since, buffer
+
+        def take_out(value: Any) -> Any:
+            if not isinstance(value, _Place):
+                return value
+            _, buffer = self._buffers[sent.worker, value.where]
+            tensor = self._memory.copy(value.of(buffer)) if value.nbytes >= _LARGE else value.of(buffer).clone()
+            if _number_of(buffer).item() != sent.number:
+                raise RuntimeError(f"worker {sent.worker} wrote over batch {sent.number} before it was read")
+            return tensor
+
+        return _mapped(sent.content, take_out)
+
+
+class _Memory:
+    """Memory of large tensors that nobody holds any more, for others: the allocator would give its pages back."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[NDArray[np.uint8]]] = {}
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        """Return a copy of a tensor in memory that comes back here with the last tensor that shares it."""
+        free = self._free.setdefault(tensor.nbytes, [])
+        memory = free.pop() if free else torch.empty(tensor.nbytes, dtype=torch.uint8).numpy()
+        held = memory[:]  # dies with the storage that is made of it
+        weakref.finalize(held, free.append, memory).atexit = False
+        return torch.from_numpy(held).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _number_of(buffer: Tensor) -> Tensor:
+    return buffer[:8].view(torch.int64)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor of which its numbers in order are all."""
+    if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu":
+        return False
+    return value.is_contiguous() and not (
+        value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg()
+    )
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return tuples, lists and mappings with each value in them changed; other things are values themselves."""
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind([_mapped(entry, change) for entry in value])
+    if kind is dict:
+        return {key: _mapped(entry, change) for key, entry in value.items()}
+    if kind.__bases__ == (tuple,) and hasattr(value, "_make"):  # a named tuple without a constructor of its own
+        return value._make([_mapped(entry, change) for entry in value])
+    return change(value)
