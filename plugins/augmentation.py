@@ -80,9 +80,9 @@ def tensor_of(image: Any, ndim: int) -> Any:
     """
     if isinstance(image, Tensor):  # the pipeline ends with ToTensorV2
         return image
-    if image.ndim == 3:
-        image = image.transpose(2, 0, 1)
-    tensor = torch.from_numpy(np.ascontiguousarray(image))
+    image = np.ascontiguousarray(image)
+    # a view, since a batch is copied together in a moment
+    tensor = torch.from_numpy(image.transpose(2, 0, 1) if image.ndim == 3 else image)
     return tensor[None] if tensor.ndim < ndim else tensor
 
 
