@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 from framework.edit_recipe import apply_edits
 from framework.errors import UserError
 from framework.load import build_recipe, load_recipe, plugins_defined_by
+from framework.plugin import Plugin, overrides
 from framework.recipe import Recipe, check_trainer_options
 from framework.settings import is_plain
 from framework.skips import OnNonFinite
@@ -98,16 +99,25 @@ class Order:
             self.on_nonfinite = self._on_nonfinite or record["on_nonfinite"]
 
     def build(self) -> Recipe:
-        """Return the recipe with the edits applied; a fresh one at every call."""
+        """Return the recipe with the edits applied; a fresh one at every call.
+
+        The first build of a recipe that is there already is that recipe: the user's own model is trained. What it was
+        is kept for a second build only where a plugin may ask for a further phase, since it costs a copy of the weights.
+        """
         pl.seed_everything(self.seed, verbose=False)
         if self._factory is not None:
             recipe = build_recipe(self._factory, self.parameters)
-        else:
-            assert self._given is not None
-            # the first build trains the user's own model; later ones start from what it was
-            recipe = self._given if self._pristine is None else copy.deepcopy(self._pristine)
-            self._pristine = self._pristine or copy.deepcopy(self._given)
-        local = plugins_defined_by(self._factory) if self._factory is not None else None
+            return self._edited(recipe, plugins_defined_by(self._factory))
+        if self._pristine is not None:
+            return self._edited(_copy(self._pristine), None)
+        assert self._given is not None, "built before, and no plugin was to ask for it again"
+        given, self._given = self._given, None
+        edited = self._edited(given, None)
+        if any(overrides(plugin, "next_phase") for plugin in edited.plugins):
+            self._pristine = _copy(given)
+        return edited
+
+    def _edited(self, recipe: Recipe, local: Mapping[str, type[Plugin]] | None) -> Recipe:
         edited = apply_edits(recipe, self.settings, self.additions, self.without, local=local)
         return dataclasses.replace(edited, trainer=self.options(edited))
 
@@ -126,3 +136,8 @@ class Order:
             "seed": self.seed,
             "on_nonfinite": self.on_nonfinite,
         }
+
+
+def _copy(recipe: Recipe) -> Recipe:
+    """Return a copy of a recipe that can be trained apart; both share the data."""
+    return copy.deepcopy(recipe, {id(recipe.data): recipe.data})

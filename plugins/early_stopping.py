@@ -138,6 +138,10 @@ class EarlyStopping(Plugin):
                 )
                 yield Finding("warning", self.name, message)
 
+    def answers_at(self, hook: str) -> bool:
+        """Ask for a further phase only where one is to follow."""
+        return hook != "next_phase" or self.then is not None
+
     def attach(self, core: Core) -> None:
         """Start with nothing seen."""
         self.rule_ = _Rule(
