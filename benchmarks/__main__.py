@@ -24,6 +24,7 @@ SECTIONS = {
     "terms": "penalties and averages over 200 tensors of 64 x 64, us",
     "noise": "noise on weights, us",
     "images": "transforms and the sample pipeline, us",
+    "memory": "memory at its peak",
     "compiled": "torch.compile on a convolutional network, with plugins and without",
     "scaling": "how a step grows",
     "peers": "64-128-10 by other libraries, everything on, us a step",

@@ -34,8 +34,8 @@ from plugins.sam import SAM
 from plugins.weight_average import WeightAverage
 from plugins.weight_noise import WeightNoise
 
-WIDTH, LAYERS, STEPS = 2500, 4, 4
-IMAGES = (128, 3, 128, 128)
+WIDTH, LAYERS, STEPS = 2500, 4, 3
+IMAGES = (512, 3, 128, 128)
 MIB = 1 << 20
 
 Plugins = Callable[[], list[Plugin]]

@@ -256,8 +256,13 @@ class TrainLoader:
             tensors, order = self._part, self.permutation()
             for low, high, start, total in self.shares():
                 cuts = [order[a : min(a + size, high)] for a in range(low, high, size)]
-                batches = [tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts]  # type: ignore[union-attr]
-                yield Window(batches, start, total, high - low)
+                # not by a name, which would hold this batch while the next is made
+                yield Window(
+                    [tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts],  # type: ignore[union-attr]
+                    start,
+                    total,
+                    high - low,
+                )
         else:
             self._workers.begin()
             for low, high, start, total in self.shares():

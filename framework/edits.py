@@ -64,8 +64,12 @@ class WeightEdits:
             saved.clear()
 
     @contextmanager
-    def nested(self) -> Iterator[None]:
-        """Open a level of edits inside those in force: undone by itself, to the weights as they are now."""
+    def nested(self, *, rare: bool = False) -> Iterator[None]:
+        """Open a level of edits inside those in force: undone by itself, to the weights as they are now.
+
+        Args:
+            rare: give the memory of its copies back, since no step needs it.
+        """
         self._levels.append({})
         if len(self._copies) < len(self._levels):
             self._copies.append({})
@@ -74,6 +78,8 @@ class WeightEdits:
         finally:
             self.undo()
             self._levels.pop()
+            if rare:
+                self._copies[len(self._levels)].clear()
 
     def before(self, weight: Tensor) -> Tensor | None:
         """Return the copy of a weight as it was before any edit in force, None where it is not edited."""

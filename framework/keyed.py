@@ -118,7 +118,7 @@ class Stream:
     def of_step(
         self, index: int, *, room: int, start: int, size: int, kind: Kind = "normal", dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Return draws of an optimizer step, as a view that is not to be changed.
+        """Return draws of an optimizer step.
 
         A call takes some 30 microseconds however few the numbers are, so those of several small steps are made at once.
         Which ones a step gets depends on the stream, the step and ``room`` alone, not on what was asked for before.
@@ -145,7 +145,7 @@ class Stream:
             with torch.inference_mode(False):  # an evaluation in between may be the first to ask
                 numbers = self._drawn(kind, dtype, block, room, start=0, size=steps * room)
             self._ahead = (kind, dtype, block, room), numbers
-        return self._ahead[1].narrow(0, place * room + start, size)
+        return self._ahead[1].narrow(0, place * room + start, size).clone()
 
     def _drawn(self, kind: Kind, dtype: torch.dtype, *where: int, start: int, size: int) -> Tensor:
         if kind == "normal":

@@ -428,7 +428,8 @@ class Core(pl.LightningModule):
         return self(input_of(batch))
 
     def on_validation_start(self) -> None:
-        """Put the weights to evaluate in."""
+        """Put the weights to evaluate in, in the place of gradients that the next step would forget anyway."""
+        self.model.zero_grad()
         self.enter_evaluation()
 
     def on_test_start(self) -> None:

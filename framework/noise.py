@@ -27,7 +27,7 @@ def normals(
 
     On a CPU they are those of :meth:`framework.keyed.Stream.of_step` (of :meth:`~framework.keyed.Stream.normals`, where
     they belong to more than the step), so that the vector is the same however it is cut. Elsewhere torch's generator of
-    the device draws them, keyed by ``start`` as well. They are not to be changed.
+    the device draws them, keyed by ``start`` as well.
 
     Args:
         stream: who draws.

@@ -108,9 +108,11 @@ def normals_of(words: Words) -> Tensor:
     Args:
         words: independent random words, as many as make whole units: a multiple of 32.
     """
+    numbers = torch.empty(len(words) * WORD, dtype=torch.float32, device="cpu")
     size = _BLOCK // WORD
-    blocks = [_block(words[low : low + size]) for low in range(0, len(words), size)]
-    return blocks[0] if len(blocks) == 1 else torch.cat([torch.empty(0, device="cpu"), *blocks])
+    for low in range(0, len(words), size):
+        _fill(numbers[low * WORD : (low + size) * WORD], words[low : low + size])
+    return numbers
 
 
 def _halves(sums: Tensor) -> list[tuple[Tensor, ...]]:
@@ -134,7 +136,7 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _block(words: Words) -> Tensor:
+def _fill(numbers: Tensor, words: Words) -> None:
     table, unit = _table()
     # whole numbers of 16 bits: half the work of float32, and exact
     if len(words) * WORD == _BLOCK:
@@ -148,7 +150,7 @@ def _block(words: Words) -> Tensor:
     for first, second in halves:
         first.add_(second)
         torch.add(first, second, alpha=-2, out=second)
-    return sums.float().mul_(unit)
+    numbers.copy_(sums).mul_(unit)
 
 
 def uniforms_of(words: Words, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -102,7 +102,7 @@ class Order:
         """Return the recipe with the edits applied; a fresh one at every call.
 
         The first build of a recipe that is there already is that recipe: the user's own model is trained. What it was
-        is kept for a second build only where a plugin may ask for a further phase, since it costs a copy of the weights.
+        is kept for a second build only where a plugin may ask for a further phase: it costs a copy of the weights.
         """
         pl.seed_everything(self.seed, verbose=False)
         if self._factory is not None:

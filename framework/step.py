@@ -122,7 +122,7 @@ class Step:
             start, room, where = self.start * width, self.samples * width, [self.index, width]
             if like.device.type == "cpu" and start + size <= room:
                 drawn = stream.of_step(self.index, room=room, start=start, size=size, kind=kind, dtype=dtype)
-                return drawn.clone().view(like.shape).to(like.dtype)
+                return drawn.view(like.shape).to(like.dtype)
         else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
             start, where = 0, [self.index, width, self.micro + 1, self.rank]
         if like.device.type != "cpu":

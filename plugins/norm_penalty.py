@@ -340,13 +340,16 @@ class NormPenalty(Plugin):
         if self.proximal:
             return
         if self.pieces_ is None:
-            # several passes over what stays in a processor's cache cost half of passes over everything in turn
-            limit = _IN_CACHE if all(part.weights[0].device.type == "cpu" for part in self.parts_) else math.inf
-            self.pieces_ = [piece for part in self.parts_ for piece in part.cut(limit)]
+            self.pieces_ = [piece for part in self.parts_ for piece in part.cut(self._limit())]
         for part in self.pieces_:
             alpha = self._strength(part)
             if alpha:  # strength 0 is absence, to the bit: not even 0 is added
                 self._add_gradient(part, alpha)
+
+    def _limit(self) -> float:
+        """Return how many entries to work on at once."""
+        # several passes over what stays in a processor's cache cost half of passes over everything in turn
+        return _IN_CACHE if all(part.weights[0].device.type == "cpu" for part in self.parts_) else math.inf
 
     def _add_gradient(self, part: _Part, alpha: float) -> None:
         gradients = [weight.grad for weight in part.weights]
@@ -379,9 +382,10 @@ class NormPenalty(Plugin):
             owner = {id(weight): index for index, group in enumerate(groups) for weight in group["params"]}
             owned = [[owner.get(id(weight)) for weight in part.weights] for part in self.parts_]
             self.shares_ = [
-                (index, part.only([who == index for who in owners]))
+                (index, piece)
                 for part, owners in zip(self.parts_, owned, strict=True)
                 for index in sorted({who for who in owners if who is not None})
+                for piece in part.only([who == index for who in owners]).cut(self._limit())
             ]
         for index, part in self.shares_:
             amount = float(groups[index]["lr"]) * self._strength(part)

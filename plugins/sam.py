@@ -12,15 +12,15 @@ from framework.patterns import Patterns, select_weights
 from framework.settings import NonNegative
 
 
-def ascent(
-    weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool, eta: float
-) -> list[Tensor]:
-    r"""Return the step to the worst weights nearby, to first order.
+def ascent_(weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool, eta: float) -> None:
+    r"""Turn gradients in place into the step to the worst weights nearby, to first order.
 
     .. math::
 
         \epsilon = \rho\, \frac{g}{\lVert g \rVert_2}, \qquad
         \epsilon_{\text{adaptive}} = \rho\, \frac{T^2 g}{\lVert T g \rVert_2}, \quad T = \lvert w \rvert + \eta
+
+    The steps are all zero where the gradient is.
 
     Args:
         weights: the weights w.
@@ -29,20 +29,20 @@ def ascent(
         adaptive: measure the neighbourhood relative to each weight's size.
         eta: added to the size of weights near zero.
 
-    Returns:
-        The steps, all zero where the gradient is.
+    Example:
+        >>> g = [torch.tensor([3.0, 4.0])]
+        >>> ascent_([torch.zeros(2)], g, 0.5, adaptive=False, eta=0.0), g
+        (None, [tensor([0.3000, 0.4000])])
     """
+    steps = list(gradients)
     scales = torch._foreach_abs(list(weights)) if adaptive else None
-    scaled = list(gradients)
     if scales is not None:
         torch._foreach_add_(scales, eta)
-        scaled = list(torch._foreach_mul(scaled, scales))
-    norm = torch.nn.utils.get_total_norm(scaled)
-    factor = torch.where(norm > 0, rho / norm, torch.zeros_like(norm))
-    steps = list(torch._foreach_mul(scaled, factor))
+        torch._foreach_mul_(steps, scales)
+    norm = torch.nn.utils.get_total_norm(steps)
+    torch._foreach_mul_(steps, torch.where(norm > 0, rho / norm, torch.zeros_like(norm)))
     if scales is not None:
         torch._foreach_mul_(steps, scales)
-    return steps
 
 
 class SAM(Plugin):
@@ -50,12 +50,13 @@ class SAM(Plugin):
 
     .. math:: \theta \leftarrow \theta - \lambda\, \nabla \tilde J(\theta + \epsilon(\theta))
 
-    with :math:`\epsilon` as in :func:`ascent`. The gradient is evaluated twice over all micro-batches of the step, with
-    the same random draws, so a step costs two; running statistics and logs see the first evaluation alone. It is the
-    whole step's gradient that is followed, over micro-batches and ranks (m-sharpness with m the whole batch).
+    with :math:`\epsilon` as in :func:`ascent_`. The gradient is evaluated twice over all micro-batches of the step,
+    with the same random draws, so a step costs two; running statistics and logs see the first evaluation alone. It is
+    the whole step's gradient that is followed, over micro-batches and ranks (m-sharpness with m the whole batch).
 
     Interactions: exact under accumulation, mixed precision and ranks. Terms that other plugins add once an update
-    (``NormPenalty``) are not part of the ascent and count once. Takes the place of any other second gradient.
+    (``NormPenalty``) are not part of the ascent and count once. Takes the place of any other second gradient. Costs one
+    copy of the weights, with ``adaptive`` another for a moment.
 
     Args:
         rho: radius; 0.05 as a rule, 0.5 to 2 with ``adaptive``.
@@ -89,7 +90,11 @@ class SAM(Plugin):
         """Evaluate the gradient again at the worst weights nearby."""
         if self.rho == 0:
             return
+        again(lambda: self._climb(step))
+
+    def _climb(self, step: Step) -> None:
+        # the first gradient is dropped when the second is evaluated, and so serves as the step: no copy of its size
         moved = [weight for weight in self.weights_ if weight.grad is not None]
-        gradients = [weight.grad for weight in moved if weight.grad is not None]
-        steps = ascent([w.detach() for w in moved], gradients, self.rho, self.adaptive, self.eta)
-        again(lambda: torch._foreach_add_(step.edits.save(moved), steps))
+        steps = [weight.grad for weight in moved if weight.grad is not None]
+        ascent_([weight.detach() for weight in moved], steps, self.rho, self.adaptive, self.eta)
+        torch._foreach_add_(step.edits.save(moved), steps)

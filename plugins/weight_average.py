@@ -64,7 +64,7 @@ class WeightAverage(Plugin):
 
     Interactions: the update is observed after it happened, so a step that a GradScaler skips does not count. A stop by
     ``EarlyStopping`` keeps the average of the best validation. It costs one copy of the weights, a second while swapped
-    in.
+    in, when there are no gradients.
 
     Args:
         kind: which average.
@@ -135,7 +135,7 @@ class WeightAverage(Plugin):
             m for m in core.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
         statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-        with core.edits.nested():
+        with core.edits.nested(rare=True):
             with torch.inference_mode(False), torch.no_grad():
                 copy_into(core.edits.save(self.weights_), self.averages_)
                 if norms:

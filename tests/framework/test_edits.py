@@ -106,3 +106,12 @@ def test_restored_weights_still_take_gradients(weights: list[torch.nn.Parameter]
     (w**2).sum().backward()
     edits.undo()
     assert torch.equal(w.grad, torch.full_like(w, 4.0))
+
+
+@pytest.mark.parametrize("rare", [False, True])
+def test_a_rare_level_gives_its_memory_back(rare: bool) -> None:
+    edits, weight = WeightEdits(), torch.ones(3)
+    with edits.nested(rare=rare):
+        edits.save([weight])[0].zero_()
+    assert weight.tolist() == [1.0, 1.0, 1.0]
+    assert bool(edits._copies[1]) != rare
