@@ -34,7 +34,7 @@ from plugins.sam import SAM
 from plugins.weight_average import WeightAverage
 from plugins.weight_noise import WeightNoise
 
-WIDTH, LAYERS, STEPS = 2500, 4, 3
+WIDTH, LAYERS, STEPS = 3000, 3, 3
 IMAGES = (512, 3, 128, 128)
 MIB = 1 << 20
 
@@ -69,7 +69,7 @@ ON_BATCHES: dict[str, Plugins] = {
 
 
 def large_network() -> tuple[nn.Module, tuple[Tensor, Tensor], int]:
-    """Return a network of 25 million weights, data of which a batch is small, and the bytes of the weights."""
+    """Return a network of 27 million weights, data of which a batch is small, and the bytes of the weights."""
     layers = [one for _ in range(LAYERS) for one in (nn.Linear(WIDTH, WIDTH), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(WIDTH, 10))
     data = torch.randn(STEPS * 16, WIDTH), torch.zeros(STEPS * 16, dtype=torch.long)

@@ -78,6 +78,24 @@ def microseconds(model: nn.Module, plugins: Sequence[Plugin], steps: int) -> flo
     return statistics.median(gaps) * 1e6
 
 
+def by_hand(model: nn.Module, steps: int) -> float:
+    """Return the median time of a step of the loop that people write, with what :func:`terms` does."""
+    weights = list(model.parameters())
+    optimizer = torch.optim.SGD(weights, lr=0.0, fused=True)
+    average = [weight.detach().clone() for weight in weights]
+    times = []
+    for x in torch.randn(steps * 4, 16).split(4):
+        times.append(time.perf_counter())
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        with torch.no_grad():
+            torch._foreach_add_([w.grad for w in weights], weights, alpha=1e-4)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, weights, 0.01)
+    return statistics.median(b - a for a, b in itertools.pairwise(times[len(times) // 4 :])) * 1e6
+
+
 def network(layers: int) -> nn.Sequential:
     """Return a network with so many ReLU layers."""
     return nn.Sequential(*(layer for _ in range(layers) for layer in (nn.Linear(16, 16), nn.ReLU())))
@@ -106,10 +124,15 @@ def rows(largest: int = 10**8) -> dict[str, list[tuple[float, float]]]:
             weights,
             lambda n: microseconds(Sum(8, n // 8), terms(), max(8, min(300, 10**8 // n))),
         ),
+        "parameters, the same in a loop by hand": (
+            weights,
+            lambda n: by_hand(Sum(8, n // 8), max(8, min(300, 10**8 // n))),
+        ),
         "tensors (64 numbers each; L2, EMA, SGD)": (
             [10, 100, 500, 1000, 2000],
             lambda n: microseconds(Sum(n, 64), terms(), 60),
         ),
+        "tensors, the same in a loop by hand": ([10, 100, 500, 1000, 2000], lambda n: by_hand(Sum(n, 64), 60)),
         "plugins (at three hook points, idle)": (
             [1, 5, 10, 20],
             lambda n: microseconds(network(2), [Idle(name=f"idle_{i}") for i in range(n)], 400),

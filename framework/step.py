@@ -101,7 +101,7 @@ class Step:
 
     def _draw(self, kind: Kind, plugin: Plugin, like: Tensor, who: str) -> Tensor:
         if torch.compiler.is_compiling():
-            drawn: Tensor = draw(like.detach(), self.token, kind, plugin.name, who)
+            drawn: Tensor = draw(like.shape, like.dtype, like.device, self.token, kind, plugin.name, who)
             return drawn
         return self.rows(kind, plugin.name, like, who)
 

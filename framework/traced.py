@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -28,29 +29,35 @@ def register(step: Step) -> int:
 # A graph of its own kind of node: the number of the step, by which draws are keyed, is read where the node runs. Traced
 # into the graph, it would make one for each step; left to Python, it would break the graph in two. That backward may
 # work a node out once more is no harm, since the same place gives the same draws.
-@torch.library.custom_op("jtilde::draw", mutates_args=())
-def draw(like: Tensor, token: int, kind: str, name: str, who: str) -> Tensor:
-    """Return draws shaped like ``like``, see :meth:`framework.step.Step.normal`.
+# It is told a shape, not a tensor of that shape, which would have to be worked out first: so noise joins the pass that
+# works out what it is added to.
+def _drawn(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, token: int, kind: str, name: str, who: str
+) -> Tensor:
+    """Return draws of a shape ``(samples, …)``, see :meth:`framework.step.Step.normal`.
 
     Args:
-        like: tensor ``(samples, …)``.
+        shape: of the draws.
+        dtype: of the draws.
+        device: where they are to be.
         token: what :func:`register` gave.
         kind: ``"normal"`` or ``"uniform"``.
         name: the plugin's name.
         who: tells draws of one plugin apart.
     """
+    like = torch.empty(list(shape), dtype=dtype, device=device)
     # a count of changes that starts anew: a graph may work in the memory of the draws, and plugins look at the count to
     # find layers that overwrite what they saw
     return _STEPS[token].rows(cast(Kind, kind), name, like, who).data
 
 
-@draw.register_fake
-def _(like: Tensor, token: int, kind: str, name: str, who: str) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
+def _like_drawn(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, token: int, kind: str, name: str, who: str
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
-@torch.library.custom_op("jtilde::number", mutates_args=())
-def number(token: int, name: str, setting: str) -> Tensor:
+def _number(token: int, name: str, setting: str) -> Tensor:
     """Return a plugin's setting as it stands: a number that moves would make a graph for each of its values.
 
     Args:
@@ -61,6 +68,24 @@ def number(token: int, name: str, setting: str) -> Tensor:
     return torch.tensor(float(getattr(_STEPS[token].plugins[name], setting)), dtype=torch.float64)
 
 
-@number.register_fake
-def _(token: int, name: str, setting: str) -> Tensor:
+def _like_number(token: int, name: str, setting: str) -> Tensor:
     return torch.empty((), dtype=torch.float64)
+
+
+# not torch.library.custom_op, whose wrappers take 0.15 ms a call to look for what these do not do
+_library: Any = torch.library.Library("jtilde", "DEF")  # type: ignore[no-untyped-call]
+for _name, _schema, _run, _fake in (
+    (
+        "draw",
+        "(SymInt[] shape, ScalarType dtype, Device device, int token, str kind, str name, str who) -> Tensor",
+        _drawn,
+        _like_drawn,
+    ),
+    ("number", "(int token, str name, str setting) -> Tensor", _number, _like_number),
+):
+    _library.define(_name + _schema)
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"jtilde::{_name}", _fake, lib=_library)
+
+draw = torch.ops.jtilde.draw
+number = torch.ops.jtilde.number
