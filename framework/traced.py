@@ -74,18 +74,14 @@ def _like_number(token: int, name: str, setting: str) -> Tensor:
 
 # not torch.library.custom_op, whose wrappers take 0.15 ms a call to look for what these do not do
 _library: Any = torch.library.Library("jtilde", "DEF")  # type: ignore[no-untyped-call]
-for _name, _schema, _run, _fake in (
-    (
-        "draw",
-        "(SymInt[] shape, ScalarType dtype, Device device, int token, str kind, str name, str who) -> Tensor",
-        _drawn,
-        _like_drawn,
-    ),
-    ("number", "(int token, str name, str setting) -> Tensor", _number, _like_number),
-):
-    _library.define(_name + _schema)
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"jtilde::{_name}", _fake, lib=_library)
+_library.define(
+    "draw(SymInt[] shape, ScalarType dtype, Device device, int token, str kind, str name, str who) -> Tensor"
+)
+_library.impl("draw", _drawn, "CompositeExplicitAutograd")
+torch.library.register_fake("jtilde::draw", _like_drawn, lib=_library)
+_library.define("number(int token, str name, str setting) -> Tensor")
+_library.impl("number", _number, "CompositeExplicitAutograd")
+torch.library.register_fake("jtilde::number", _like_number, lib=_library)
 
 draw = torch.ops.jtilde.draw
 number = torch.ops.jtilde.number
