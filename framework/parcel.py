@@ -147,6 +147,7 @@ class Packing(Dataset[Any]):
         content = _mapped(batch, self._put)
         worker = get_worker_info()
         assert worker is not None
+        self._sent |= self._sending  # not before: where a sample raises, nothing is sent
         return Parcel(worker.id, self._number, content, {where: self._buffers[where] for where in self._sending})
 
     def _laid(self, samples: Iterable[Any], count: int) -> list[Any]:
@@ -210,7 +211,6 @@ class Packing(Dataset[Any]):
             self._buffers[place.where] = self._number, buffer
             self._sent.discard(place.where)
         if place.where not in self._sent:
-            self._sent.add(place.where)
             self._sending.add(place.where)
         _number_of(buffer).fill_(self._number)
         return place, place.of(buffer)

@@ -6,6 +6,8 @@ import gc
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cv2  # noqa: F401 - with it channels are parted another way
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from framework import Data
 from framework.data import EvalLoader, TrainLoader
-from framework.parcel import _LARGE, Opening, Packing, Request
+from framework.parcel import _LARGE, _MIDDLING, Opening, Packing, Request
 
 
 class Pair(NamedTuple):
@@ -49,6 +51,19 @@ def nested(index: int) -> Any:
         "text": f"sample {index}",
         "number": index / 2,
         "array": x.numpy(),
+    }
+
+
+def photograph(index: int) -> Any:
+    """An image as albumentations leaves it: channels side by side, sometimes cut out of a larger one."""
+    rng = np.random.default_rng(index)
+    wide = torch.from_numpy(rng.integers(0, 256, (96, 100, 4), dtype=np.uint8))
+    return {
+        "photograph": wide[:, :, :3].contiguous().permute(2, 0, 1),
+        "with alpha": wide.permute(2, 0, 1),
+        "numbers": wide[:, :, :2].float().permute(2, 0, 1),
+        "cut out": wide[:, 2:98].permute(2, 0, 1),
+        "double": wide.double().permute(2, 0, 1),
     }
 
 
@@ -97,7 +112,15 @@ def batches_of(loader: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("make", "collate"),
-    [(None, None), (nested, None), (mixed, None), (None, sequences), (None, transposed), (None, growing)],
+    [
+        (None, None),
+        (nested, None),
+        (mixed, None),
+        (photograph, None),
+        (None, sequences),
+        (None, transposed),
+        (None, growing),
+    ],
 )
 def test_workers_hand_over_what_is_made_without_them(make: Any, collate: Any) -> None:
     samples = Samples(22, make)
@@ -166,6 +189,29 @@ def test_a_worker_that_writes_over_an_unread_batch_is_told() -> None:
         opening.open(sent[0])
     assert opening.open(sent[-1])[1].tolist() == [6]
     assert opening.open("no parcel") == "no parcel"
+
+
+def test_a_sample_that_raises_spoils_no_later_batch() -> None:
+    def make(index: int) -> Tensor:
+        if index == 3:  # when the sample before it lies in a new buffer already
+            raise ValueError("broken")
+        return torch.full((_MIDDLING,), float(index))
+
+    packing = Packing(Samples(12, make), None)
+
+    class Tolerant(Dataset[Any]):
+        def __getitems__(self, request: Request) -> Any:
+            try:
+                return packing.__getitems__(request)
+            except ValueError:
+                return None
+
+    requests = [Request(1, [index, index + 1]) for index in range(0, 12, 2)]
+    loader = DataLoader(Tolerant(), batch_sampler=requests, collate_fn=lambda parcel: parcel, num_workers=1)
+    opening = Opening()
+    opened = [opening.open(parcel) for parcel in loader]
+    assert opened[1] is None
+    assert [one[:, 0].tolist() for one in opened if one is not None] == [[0, 1], [4, 5], [6, 7], [8, 9], [10, 11]]
 
 
 def test_spawned_workers_do_the_same() -> None:
