@@ -429,7 +429,8 @@ class Core(pl.LightningModule):
 
     def on_validation_start(self) -> None:
         """Put the weights to evaluate in, in the place of gradients that the next step would forget anyway."""
-        self.model.zero_grad()
+        if self.trainer.state.fn == "fit":
+            self.model.zero_grad()
         self.enter_evaluation()
 
     def on_test_start(self) -> None:
