@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from framework.errors import UserError
+from framework.errors import UserError, one_line
 
 FORMAT = 1
 
@@ -82,7 +82,7 @@ def read_data(path: str | Path) -> dict[str, Any]:
             marked = next((one.filename for one in archive.infolist() if one.external_attr & _FOLDER), None)
             damaged = marked or archive.testzip()
     except Exception as error:  # one bit may name another way of packing, each with errors of its own
-        raise BadCheckpoint(f"{path}: damaged, or no checkpoint at all ({_line(error)})") from error
+        raise BadCheckpoint(f"{path}: damaged, or no checkpoint at all ({one_line(error)})") from error
     if damaged is not None:
         what = "is marked as a folder" if marked else "has a wrong checksum"
         raise BadCheckpoint(f"{path}: damaged ({damaged} {what})")
@@ -93,7 +93,7 @@ def read_data(path: str | Path) -> dict[str, Any]:
     except UnpicklingError as error:
         raise no_data(path, error) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise BadCheckpoint(f"{path}: damaged, or no checkpoint at all ({_line(error)})") from error
+        raise BadCheckpoint(f"{path}: damaged, or no checkpoint at all ({one_line(error)})") from error
     if not isinstance(content, dict):
         raise BadCheckpoint(f"{path}: holds a {type(content).__name__}, no checkpoint")
     return content
@@ -127,7 +127,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
             except RuntimeError as error:
                 # torch's writer tells of a write that failed below it in its own way
                 below = error.__context__
-                raise below if isinstance(below, OSError) else OSError(_line(error)) from error
+                raise below if isinstance(below, OSError) else OSError(one_line(error)) from error
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -188,7 +188,7 @@ class CheckpointFiles(TorchCheckpointIO):
             if not self._told:
                 self._told = True
                 warnings.warn(
-                    f"a checkpoint could not be written ({error.strerror or _line(error)}); training goes on, and the"
+                    f"a checkpoint could not be written ({error.strerror or one_line(error)}); training goes on, and the"
                     " ones before it stay",
                     stacklevel=2,
                 )
@@ -202,7 +202,3 @@ class CheckpointFiles(TorchCheckpointIO):
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         return read_data(path) if Path(path).name == _HANDED_BACK else read_checkpoint(path)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

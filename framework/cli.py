@@ -14,7 +14,7 @@ from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from framework import __version__
-from framework.errors import UserError, did_you_mean
+from framework.errors import UserError, did_you_mean, one_line
 from framework.value import Text, misfit, read_value
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(args)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         return 128 + getattr(interrupt, "number", 2)
@@ -318,7 +318,7 @@ def _parse(parser: jsonargparse.ArgumentParser, factory: Callable[..., Recipe], 
 
 
 def _tell_bad_flag(error: argparse.ArgumentError, factory: Callable[..., Recipe], flags: Sequence[str]) -> NoReturn:
-    message = " ".join(str(error).split())
+    message = one_line(error)
     key = re.match(r'Parser key "(\w+)"', message)
     if key:
         name = key[1]

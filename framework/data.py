@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, IterableDataset
 
-from framework.errors import UserError
-from framework.fault import note
+from framework.errors import UserError, note
 from framework.keyed import Stream
 from framework.workers import Workers
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from framework.errors import UserError
+from framework.errors import UserError, one_line
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def draft_of(path: Path, who: str) -> Iterator[Path]:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        told = error.strerror or " ".join(str(error).split())
+        told = error.strerror or one_line(error)
         raise UserError(f"{who} {path}: cannot be written ({told})") from error
     finally:
         with suppress(OSError):

@@ -37,3 +37,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(names) if names else 'none'}"
+
+
+def some(names: Iterable[str]) -> str:
+    """Return the first of some names, and how many more there are.
+
+    Example:
+        >>> some(["0.bias", "2.bias", "3.bias"]), some(["0.bias"])
+        ('0.bias and 2 more', '0.bias')
+    """
+    first, *rest = names
+    return f"{first} and {len(rest)} more" if rest else first
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line, the name of its class where it has none.
+
+    Example:
+        >>> one_line(ValueError("two\n  lines")), one_line(KeyboardInterrupt())
+        ('two lines', 'KeyboardInterrupt')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def note(name: str, kind: type, hook: str, where: str, error: BaseException) -> str:
+    """Return the line that names the plugin which raised an error, and the hook point.
+
+    Example:
+        >>> note("sam", ValueError, "attach", "", ValueError("no weights"))
+        "plugin 'sam' (builtins.ValueError) raised in attach: ValueError: no weights"
+    """
+    who = f"plugin {name!r} ({kind.__module__}.{kind.__qualname__})"
+    return f"{who} raised in {hook}{where}: {type(error).__name__}: {one_line(error)}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning import Callback, LightningModule
 
-from framework.errors import UserError
+from framework.errors import UserError, note
 from framework.hooks import HOOKS
 from framework.plugin import Plugin
 
@@ -48,12 +48,6 @@ def name_plugin(error: BaseException) -> str | None:
     told = note(plugin.name, type(plugin), frame.f_code.co_name, _step(error.__traceback__), error)
     error.add_note(told)
     return told
-
-
-def note(name: str, kind: type, hook: str, where: str, error: BaseException) -> str:
-    """Return the line that tells of a plugin that raised."""
-    problem = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"plugin {name!r} ({kind.__module__}.{kind.__qualname__}) raised in {hook}{where}: {problem}"
 
 
 def note_of(error: BaseException) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Literal
 
 
@@ -32,14 +31,3 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.about}: {self.message}"
-
-
-def some(names: Iterable[str]) -> str:
-    """Return the first of some names, and how many more there are.
-
-    Example:
-        >>> some(["0.bias", "2.bias", "3.bias"]), some(["0.bias"])
-        ('0.bias and 2 more', '0.bias')
-    """
-    first, *rest = names
-    return f"{first} and {len(rest)} more" if rest else first

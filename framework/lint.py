@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from framework.errors import UserError
-from framework.finding import Finding, LintWarning, some
+from framework.errors import UserError, some
+from framework.finding import Finding, LintWarning
 from framework.patterns import is_weight
 from framework.plan import Plan
 from framework.plugin import Plugin

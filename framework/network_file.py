@@ -19,13 +19,13 @@ from framework.batch import input_of
 from framework.checkpoint_file import read_checkpoint
 from framework.data import EvalLoader, as_dataset, length_of
 from framework.drafts import draft_of
-from framework.errors import UserError
+from framework.errors import UserError, one_line
 from framework.evaluate import trained
 from framework.fault import faults
 from framework.order import Source
 from framework.quiet import quiet
 from framework.run import Run
-from framework.trainer import evaluating_trainer, one_line, refusals
+from framework.trainer import evaluating_trainer, refusals
 
 if TYPE_CHECKING:
     from framework.module import Core

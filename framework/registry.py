@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from framework.errors import UserError, did_you_mean
+from framework.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from framework.plugin import Plugin
@@ -42,9 +42,9 @@ class Registered:
             kind = entry.load()
         # whatever a third party's module raises: one broken distribution must not hide the others
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise UserError(
-                f"plugin {self.name!r} of {self.distribution} cannot be imported from {self.target}: {reason}"
+                f"plugin {self.name!r} of {self.distribution} cannot be imported from {self.target}:"
+                f" {type(error).__name__}: {one_line(error)}"
             ) from error
         if not (isinstance(kind, type) and issubclass(kind, Plugin)):
             raise UserError(f"plugin {self.name!r} of {self.distribution}: {self.target} is no framework.Plugin class")

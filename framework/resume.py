@@ -12,7 +12,7 @@ from torch import nn
 
 from framework.checkpoint_file import BadCheckpoint, read_checkpoint
 from framework.checkpoints import KEY, NEXT, previous
-from framework.errors import UserError
+from framework.errors import UserError, one_line
 from framework.event_files import take_back
 from framework.folder import RunFolder
 from framework.phase import take_back_hand_over
@@ -205,7 +205,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"weights={str(path)!r}: of another network: {' '.join(str(error).split())}") from error
+        raise UserError(f"weights={str(path)!r}: of another network: {one_line(error)}") from error
 
 
 def _plugins(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,7 @@ import torch
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor
 
-from framework.errors import UserError
-from framework.finding import some
+from framework.errors import UserError, some
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from framework.checkpoint_file import CheckpointFiles, no_data
 from framework.checkpoints import Checkpoints
 from framework.dashboard import Dashboard
-from framework.errors import UserError
+from framework.errors import UserError, one_line
 from framework.folder import RunFolder
 from framework.loop import EpochLoop
 from framework.notices import as_callbacks
@@ -176,8 +176,3 @@ def refusals() -> Iterator[None]:
         if isinstance(error, MisconfigurationException) or home in ("pytorch_lightning", "lightning_fabric"):
             raise UserError(one_line(error)) from error
         raise
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line."""
-    return " ".join(str(error).split())

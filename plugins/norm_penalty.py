@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from framework.errors import UserError
-from framework.finding import Finding, some
+from framework.errors import UserError, some
+from framework.finding import Finding
 from framework.patterns import Patterns, select_weights
 from framework.plugin import Plugin
 from framework.settings import Bounds, NonNegative, Probability

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from framework.finding import Finding, some
+from framework.errors import some
+from framework.finding import Finding
 from framework.noise import normals
 from framework.patterns import Patterns, is_norm, select_weights
 from framework.plugin import Plugin, overrides

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from framework.errors import one_line
 from framework.module import Core
 from framework.testing.case import Case, apart
 from framework.testing.compare import demand_same_bits, same_bits
@@ -57,7 +58,7 @@ def _bare(case: Case, weights: dict[str, Tensor]) -> Core:
     try:
         core.model.load_state_dict(weights)
     except RuntimeError as error:
-        raise Failed(f"the bare network does not take the weights: {' '.join(str(error).split())}") from None
+        raise Failed(f"the bare network does not take the weights: {one_line(error)}") from None
     return core
 
 

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from framework.errors import NonFiniteError, UserError
+from framework.errors import NonFiniteError, UserError, one_line
 
 if TYPE_CHECKING:
     from framework.testing.case import Case
@@ -101,7 +101,7 @@ class Check(NamedTuple):
                 return Status.LIMITED, f"{limit} ({failure})"
             return Status.FAILS, str(failure)
         except Exception as error:  # whatever a plugin raises is what is to be found out
-            return Status.FAILS, f"raised {type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+            return Status.FAILS, f"raised {type(error).__name__}: {one_line(error)[-300:]}"
         if limit is not None:
             return Status.FAILS, f"holds, though the plugin declares that it cannot: {limit}"
         return Status.HOLDS, text

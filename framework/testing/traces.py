@@ -11,6 +11,7 @@ from torch import Tensor
 
 from framework.batch import Outcome
 from framework.data import Window
+from framework.errors import one_line
 from framework.module import Core
 from framework.plugin import Plugin
 from framework.testing.case import Case, apart, train
@@ -89,7 +90,7 @@ def state(case: Case) -> str:
         try:
             checkpoint = torch.load(path, weights_only=True)
         except Exception as error:
-            raise Failed(f"the checkpoint does not load: {' '.join(str(error).split())[:200]}") from None
+            raise Failed(f"the checkpoint does not load: {one_line(error)[:200]}") from None
     if not kept:
         raise Inapplicable("it keeps no state")
     states = [one[name] for one in checkpoint["callbacks"].values() if name in one]
