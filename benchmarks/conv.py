@@ -21,7 +21,7 @@ from benchmarks.measure import in_turn
 from benchmarks.step import cocktail, compared, fitted
 from benchmarks.versus import Row
 from framework import Core, Data, Plugin, Recipe, Step
-from framework.progress import Bar
+from framework.report.progress import Bar
 from plugins.optimizer import Optimizer
 
 BATCH, STEPS, BEFORE = 32, 40, 2

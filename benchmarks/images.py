@@ -14,10 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.versus import Row, versus
 from framework import Data
-from framework.edits import WeightEdits
-from framework.plugin import Plugin
-from framework.step import Step
-from framework.transforms import (
+from framework.ops.transforms import (
     Draws,
     GaussianNoise,
     RandomAffine,
@@ -26,6 +23,9 @@ from framework.transforms import (
     RandomCutout,
     RandomFlip,
 )
+from framework.plugin import Plugin
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.augmentation import Augmentation
 from plugins.cut_mix import CutMix
 from plugins.input_noise import InputNoise

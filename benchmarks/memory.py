@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from framework import Data, Plugin, Recipe, fit
-from framework.transforms import RandomCrop, RandomFlip
+from framework.ops.transforms import RandomCrop, RandomFlip
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.adversarial import Adversarial
 from plugins.augmentation import Augmentation

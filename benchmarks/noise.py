@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.versus import Row, versus
 from framework import Core
-from framework.keyed import Stream
+from framework.ops.keyed import Stream
 from plugins.weight_noise import WeightNoise
 
 

@@ -21,8 +21,8 @@ from benchmarks.measure import in_turn
 from benchmarks.step import BATCH, compared, fitted, network, samples
 from benchmarks.versus import Row
 from framework import Data, Recipe
-from framework.progress import Bar
-from framework.quiet import quiet
+from framework.report.progress import Bar
+from framework.run.quiet import quiet
 from plugins.optimizer import Optimizer
 
 RANKS: dict[str, Any] = {"accelerator": "cpu", "strategy": "ddp_fork", "devices": 2, "max_epochs": 6}

@@ -24,8 +24,8 @@ import yaml
 
 from framework import fit
 from framework import test as evaluate
-from framework.edit_recipe import name_of
-from framework.load import build_recipe, load_recipe
+from framework.recipe.edits import name_of
+from framework.recipe.load import build_recipe, load_recipe
 
 QUIET = {"enable_progress_bar": False}
 

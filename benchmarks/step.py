@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from benchmarks.measure import alternate
 from benchmarks.versus import Row
 from framework import Data, Plugin, Recipe, fit
-from framework.progress import Bar
+from framework.report.progress import Bar
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.early_stopping import EarlyStopping
 from plugins.input_noise import InputNoise

@@ -13,19 +13,19 @@ from unittest.mock import patch
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.trainer import Trainer
 
-import framework.gradient
+import framework.engine.gradient
 from benchmarks.step import network, ours
 from framework import Plugin
-from framework.checkpoints import Checkpoints
-from framework.dashboard import Dashboard
+from framework.checkpoint.saving import Checkpoints
 from framework.data import TrainLoader
-from framework.gradient import Gradient
-from framework.loop import EpochLoop
-from framework.module import Core
-from framework.progress import Bar
-from framework.recorder import Recorder
-from framework.stepper import Stepper
-from framework.update import Update
+from framework.engine.core import Core
+from framework.engine.gradient import Gradient
+from framework.engine.loop import EpochLoop
+from framework.engine.recorder import Recorder
+from framework.engine.stepper import Stepper
+from framework.engine.update import Update
+from framework.report.dashboard import Dashboard
+from framework.report.progress import Bar
 from plugins.optimizer import Optimizer
 
 ARITHMETIC, LIGHTNING, OURS, WRITTEN = "arithmetic", "Lightning", "ours", "what is written"
@@ -37,7 +37,7 @@ PLACES: list[tuple[Any, str, str, str]] = [
     (EpochLoop, "run", LIGHTNING, "the loop over batches, in its place"),
     (TrainLoader, "__iter__", ARITHMETIC, "batch by index"),
     (type(network()), "forward", ARITHMETIC, "forward"),
-    (framework.gradient, "_backward", ARITHMETIC, "backward"),
+    (framework.engine.gradient, "_backward", ARITHMETIC, "backward"),
     (Stepper, "__call__", ARITHMETIC, "the optimizer's step"),
     (Core, "training_step", OURS, "training_step"),
     (Update, "__call__", OURS, "the update around it"),

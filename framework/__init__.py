@@ -6,44 +6,44 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from framework.batch import MixedTarget, Outcome
-    from framework.data import Data
-    from framework.errors import UserError
-    from framework.evaluate import predict, test, validate
-    from framework.finding import Finding, LintWarning
-    from framework.module import Core
-    from framework.network_file import export
-    from framework.phase import Phase
-    from framework.plugin import Plugin
-    from framework.recipe import Recipe
-    from framework.run import Interrupted, Run, fit
-    from framework.step import Step
+from framework.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from framework.data.batch import MixedTarget, Outcome
+    from framework.data.data import Data
+    from framework.engine.core import Core
+    from framework.errors import UserError
+    from framework.plugin.finding import Finding, LintWarning
+    from framework.plugin.phase import Phase
+    from framework.plugin.plugin import Plugin
+    from framework.plugin.step import Step
+    from framework.recipe.recipe import Recipe
+    from framework.run.evaluate import predict, test, validate
+    from framework.run.export import export
+    from framework.run.fit import Interrupted, Run, fit
 
 # albumentations asks the network for a newer release when it is imported, which a recipe may do before any plugin
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 _HOME = {
-    "Core": "module",
-    "Data": "data",
-    "Finding": "finding",
-    "LintWarning": "finding",
-    "Interrupted": "run",
-    "MixedTarget": "batch",
-    "Outcome": "batch",
-    "Phase": "phase",
-    "Plugin": "plugin",
-    "Recipe": "recipe",
-    "Run": "run",
-    "Step": "step",
+    "Core": "engine.core",
+    "Data": "data.data",
+    "Finding": "plugin.finding",
+    "LintWarning": "plugin.finding",
+    "Interrupted": "run.fit",
+    "MixedTarget": "data.batch",
+    "Outcome": "data.batch",
+    "Phase": "plugin.phase",
+    "Plugin": "plugin.plugin",
+    "Recipe": "recipe.recipe",
+    "Run": "run.fit",
+    "Step": "plugin.step",
     "UserError": "errors",
-    "export": "network_file",
-    "fit": "run",
-    "predict": "evaluate",
-    "test": "evaluate",
-    "validate": "evaluate",
+    "export": "run.export",
+    "fit": "run.fit",
+    "predict": "run.evaluate",
+    "test": "run.evaluate",
+    "validate": "run.evaluate",
 }
 __all__ = [
     "Core",

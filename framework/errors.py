@@ -51,7 +51,7 @@ def some(names: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, the name of its class where it has none.
+    r"""Return an error's message on one line, the name of its class where it has none.
 
     Example:
         >>> one_line(ValueError("two\n  lines")), one_line(KeyboardInterrupt())

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import UserError
-from framework.patterns import Patterns, select_layers
+from framework.ops.patterns import Patterns, select_layers
 from framework.plugin import Plugin
+from framework.plugin.step import Step
 from framework.settings import Bounds, NonNegative, PositiveInt
-from framework.step import Step
 
 if TYPE_CHECKING:
-    from framework.module import Core
+    from framework.engine.core import Core
 
 SparsityKind = Literal["l1", "kl", "k_winners"]
 OpenRate = Annotated[float, Bounds(low=0, high=1, open_low=True, open_high=True)]

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from framework.batch import input_of, replace
+from framework.data.batch import input_of, replace
 from framework.errors import UserError
+from framework.ops.transforms import Draws, RandomCrop, RandomFlip
 from framework.plugin import Plugin
-from framework.step import Step
-from framework.transforms import Draws, RandomCrop, RandomFlip
+from framework.plugin.step import Step
 
 # albumentations opens a connection to look for a newer release when it is imported, unless told not to
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -136,8 +136,8 @@ class Augmentation(Plugin):
       are keyed around each call and restored, some 70 microseconds dearer.
 
     **A batch at a time**, on the device and many times as fast: callables ``(x, draws)`` as in
-    :mod:`framework.transforms`, in order; ``draws`` gives each sample draws of its own. A callable of ``x`` alone is
-    called with the global generators keyed.
+    :mod:`framework.ops.transforms`, in order; ``draws`` gives each sample draws of its own. A callable of ``x``
+    alone is called with the global generators keyed.
 
     Draws are keyed by run seed, epoch (or step) and sample, so they differ between samples, epochs, workers and ranks
     and are the same for any number of workers. Batch transforms that take ``draws`` change samples alike however a
@@ -151,7 +151,7 @@ class Augmentation(Plugin):
         UserError: where a callable takes other arguments.
 
     Example:
-        >>> from framework.transforms import RandomCrop, RandomFlip
+        >>> from framework.ops.transforms import RandomCrop, RandomFlip
         >>> Augmentation(batch=[RandomFlip(), RandomCrop(4)]).describe()  # doctest: +ELLIPSIS
         "Augmentation(batch=[RandomFlip(probability=0.5, axis='horizontal'), RandomCrop(padding=4, ...)])"
 

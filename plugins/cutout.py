@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.batch import input_of, replace
+from framework.data.batch import input_of, replace
 from framework.errors import UserError
+from framework.ops.transforms import Draws, RandomCutout, Size
 from framework.plugin import Plugin
+from framework.plugin.step import Step
 from framework.settings import Probability
-from framework.step import Step
-from framework.transforms import Draws, RandomCutout, Size
 
 
 class Cutout(Plugin):
@@ -21,7 +21,7 @@ class Cutout(Plugin):
 
     with the square's centre uniform over the image's pixels, so that squares near the border are clipped and some image
     is seen more fully than others, which the source found to matter. The target stays. See
-    :func:`framework.transforms.cutout`.
+    :func:`framework.ops.transforms.cutout`.
 
     Args:
         size: the square's side :math:`s` in pixels; a quarter to a half of the image's side (16 for CIFAR-10 and 8 for

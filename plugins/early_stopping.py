@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple
 import pytorch_lightning as pl
 import torch
 
+from framework.engine.core import Core
 from framework.errors import UserError, did_you_mean
-from framework.finding import Finding
-from framework.module import Core
-from framework.phase import Phase
-from framework.plan import Plan
+from framework.ops.snapshot import Snapshot
 from framework.plugin import Plugin
+from framework.plugin.finding import Finding
+from framework.plugin.phase import Phase
+from framework.plugin.plan import Plan
 from framework.settings import NonNegative, PositiveInt
-from framework.snapshot import Snapshot
 
 
 def equivalent_decay(steps: int, lr: float) -> float:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from framework.noise import NoiseKind, Rate, check_rate, disturbed
-from framework.patterns import Patterns
+from framework.ops.noise import NoiseKind, Rate, check_rate, disturbed
+from framework.ops.patterns import Patterns
 from framework.plugin import Plugin
+from framework.plugin.step import Step
 from framework.settings import NonNegative
-from framework.step import Step
 
 if TYPE_CHECKING:
-    from framework.module import Core
+    from framework.engine.core import Core
 
 
 class HiddenNoise(Plugin):
@@ -25,8 +25,8 @@ class HiddenNoise(Plugin):
         \tilde h = \frac{h \odot m}{1 - p},\; P(m_i = 0) = p \quad\text{(masking)}
 
     Each kind leaves the mean as it is, since evaluation sees :math:`h` itself: masking is dropout. Multiplicative noise
-    with :math:`\sigma = \sqrt{p / (1 - p)}` (:func:`framework.noise.dropout_std`) agrees with dropout of rate :math:`p`
-    in mean and variance.
+    with :math:`\sigma = \sqrt{p / (1 - p)}` (:func:`framework.ops.noise.dropout_std`) agrees with dropout of rate
+    :math:`p` in mean and variance.
 
     Draws belong to layer, step and sample. A layer that is called several times in one forward meets the same noise at
     every call with the same shape, which is what a recurrent cell wants (one mask a sequence); give each call a module

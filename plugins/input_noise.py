@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.batch import input_of, replace
+from framework.data.batch import input_of, replace
 from framework.errors import UserError
-from framework.noise import NoiseKind, Rate, check_rate, disturbed
+from framework.ops.noise import NoiseKind, Rate, check_rate, disturbed
 from framework.plugin import Plugin
+from framework.plugin.step import Step
 from framework.settings import NonNegative
-from framework.step import Step
 
 
 class InputNoise(Plugin):

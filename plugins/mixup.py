@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.batch import MixedTarget, input_of, replace, target_of
+from framework.data.batch import MixedTarget, input_of, replace, target_of
 from framework.errors import UserError
 from framework.plugin import Plugin
+from framework.plugin.step import Step
 from framework.settings import NonNegative, Probability
-from framework.step import Step
 
 
 def mixup(x: Tensor, permutation: Tensor, weight: float) -> Tensor:

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from framework.errors import UserError, some
-from framework.finding import Finding
-from framework.patterns import Patterns, select_weights
+from framework.ops.patterns import Patterns, select_weights
+from framework.ops.shards import completed, laid_out_as
 from framework.plugin import Plugin
+from framework.plugin.finding import Finding
 from framework.settings import Bounds, NonNegative, Probability
-from framework.shards import completed, laid_out_as
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from framework.module import Core
-    from framework.plan import Plan
-    from framework.step import Step
+    from framework.engine.core import Core
+    from framework.plugin.plan import Plan
+    from framework.plugin.step import Step
 
 Groups = Literal["rows", "columns"]
 

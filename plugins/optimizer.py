@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from framework.clip import clip_by_norm_
 from framework.errors import UserError, did_you_mean
-from framework.muon import Muon
-from framework.patterns import Patterns, is_weight, select_weights
+from framework.ops.clip import clip_by_norm_
+from framework.ops.muon import Muon
+from framework.ops.patterns import Patterns, is_weight, select_weights
+from framework.ops.shards import whole
 from framework.plugin import Plugin
 from framework.settings import NonNegative, Positive
-from framework.shards import whole
 
 if TYPE_CHECKING:
-    from framework.module import Core
-    from framework.step import Step
+    from framework.engine.core import Core
+    from framework.plugin.step import Step
 
 _log = logging.getLogger(__name__)
 _OWN = ("lr", "weight_decay", "fused")
@@ -112,7 +112,7 @@ class Optimizer(Plugin):
 
     Args:
         cls: a class of ``torch.optim`` or a third party's, or its name (``"SGD"``, ``"package.module.Class"``).
-            ``"Muon"`` moves hidden matrices by Muon and the rest by AdamW, see :class:`framework.muon.Muon`.
+            ``"Muon"`` moves hidden matrices by Muon and the rest by AdamW, see :class:`framework.ops.muon.Muon`.
         lr: learning rate η; 1e-3 suits AdamW and Muon, 0.01 to 0.1 SGD with momentum.
         weight_decay: λ; 1e-2 to 1e-1 is usual with AdamW, 1e-4 to 5e-4 with SGD.
         options: further arguments of the class, such as ``{"momentum": 0.9, "nesterov": True}``.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from framework import Core, Plugin, Step
-from framework.patterns import Patterns, select_weights
+from framework.ops.patterns import Patterns, select_weights
 from framework.settings import NonNegative
 
 

@@ -13,13 +13,13 @@ import torch
 from torch.optim import lr_scheduler
 
 from framework.errors import UserError, did_you_mean
-from framework.finding import Finding
 from framework.plugin import Plugin
+from framework.plugin.finding import Finding
 from framework.settings import Bounds, NonNegative, Positive, PositiveInt, Probability
 
 if TYPE_CHECKING:
-    from framework.module import Core
-    from framework.plan import Plan
+    from framework.engine.core import Core
+    from framework.plugin.plan import Plan
 
 Span = Annotated[int, Bounds(low=0)] | Probability
 Factor = Callable[[int], float]

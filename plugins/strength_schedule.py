@@ -12,8 +12,8 @@ from framework.plugin import Plugin, overrides
 from framework.settings import Bounds, Probability, check_settings
 
 if TYPE_CHECKING:
-    from framework.module import Core
-    from framework.step import Step
+    from framework.engine.core import Core
+    from framework.plugin.step import Step
 
 Kind = Literal["linear", "cosine", "exponential", "jump"]
 Span = Annotated[int, Bounds(low=0)] | Probability

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from framework import Core, Plugin, Step
-from framework.batch import input_of
-from framework.finding import Finding
-from framework.plan import Plan
+from framework.data.batch import input_of
+from framework.ops.shards import copy_into, laid_out_as, locals_of
+from framework.plugin.finding import Finding
+from framework.plugin.plan import Plan
 from framework.settings import PositiveInt, Probability
-from framework.shards import copy_into, laid_out_as, locals_of
 
 
 def exponential_share(updates: int, decay: float) -> float:

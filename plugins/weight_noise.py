@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import some
-from framework.finding import Finding
-from framework.noise import normals
-from framework.patterns import Patterns, is_norm, select_weights
+from framework.ops.noise import normals
+from framework.ops.patterns import Patterns, is_norm, select_weights
+from framework.ops.shards import is_sharded, laid_out_as, locals_of
 from framework.plugin import Plugin, overrides
+from framework.plugin.finding import Finding
+from framework.plugin.step import Step
 from framework.settings import NonNegative
-from framework.shards import is_sharded, laid_out_as, locals_of
-from framework.step import Step
 
 if TYPE_CHECKING:
-    from framework.module import Core
-    from framework.plan import Plan
+    from framework.engine.core import Core
+    from framework.plugin.plan import Plan
 
 _IN_CACHE, _IN_MEMORY = 1 << 17, 1 << 24
 

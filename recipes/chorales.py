@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from framework import Core, Data, Outcome, Recipe
-from framework.fetch import DataFile, fetch
+from framework.data.fetch import DataFile, fetch
 from plugins.early_stopping import EarlyStopping
 from plugins.hidden_noise import HiddenNoise
 from plugins.optimizer import Optimizer

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Data, Recipe
-from framework.fetch import DataFile, fetch, read_bytes
+from framework.data.fetch import DataFile, fetch, read_bytes
 from plugins.augmentation import Augmentation
 from plugins.hidden_noise import HiddenNoise
 from plugins.optimizer import Optimizer

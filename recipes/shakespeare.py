@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework import Core, Data, Recipe
-from framework.fetch import DataFile, fetch, read_bytes
+from framework.data.fetch import DataFile, fetch, read_bytes
 from plugins.hidden_noise import HiddenNoise
 from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule

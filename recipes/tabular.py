@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Data, Recipe
-from framework.fetch import DataFile, fetch
+from framework.data.fetch import DataFile, fetch
 from plugins.hidden_noise import HiddenNoise
 from plugins.mixup import Mixup
 from plugins.optimizer import Optimizer

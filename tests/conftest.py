@@ -19,12 +19,12 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import Data
-from framework.loop import EpochLoop
-from framework.module import Core
-from framework.notices import as_callbacks
+from framework.engine.core import Core
+from framework.engine.loop import EpochLoop
+from framework.engine.notices import as_callbacks
 from framework.plugin import Plugin
-from framework.quiet import quiet
-from framework.recipe import Recipe
+from framework.recipe.recipe import Recipe
+from framework.run.quiet import quiet
 
 torch.set_num_threads(1)
 logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

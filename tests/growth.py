@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 
 from framework import fit
-from framework.table import table
+from framework.report.table import table
 from tests.soak import Killer, recipe
 
 

@@ -30,10 +30,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from framework import Core, Data, Plugin, Recipe, Step, checkpoint_file, fit
-from framework.folder import RunFolder
-from framework.resume import start_of
-from framework.table import table
+from framework import Core, Data, Plugin, Recipe, Step, fit
+from framework.checkpoint import file as checkpoint_file
+from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.resume import start_of
+from framework.report.table import table
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.adversarial import Adversarial
 from plugins.augmentation import Augmentation

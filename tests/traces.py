@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from framework.checkpoint_file import read_checkpoint
+from framework.checkpoint.file import read_checkpoint
 
 # what differs by the clock
 _TIMES = ("seconds", "events")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from framework import Core, Plugin, Step
-from framework.batch import input_of
+from framework.data.batch import input_of
+from framework.ops.shards import locals_of
 from framework.settings import NonNegative
-from framework.shards import locals_of
 from framework.testing import CHECKS, Status, cases_of
 
 

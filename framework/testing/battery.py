@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from framework.plugin import Plugin
+from framework.plugin.plugin import Plugin
 from framework.testing import draws, evaluation, invariance, numerics, precision, traces
 from framework.testing.case import Case
 from framework.testing.result import Check, Result

@@ -18,11 +18,11 @@ import pytorch_lightning as pl
 import torch
 from torch.optim import Optimizer
 
+from framework.engine.core import Core
+from framework.engine.notices import as_callbacks
 from framework.errors import UserError, did_you_mean
-from framework.module import Core
-from framework.notices import as_callbacks
-from framework.plugin import Plugin, overrides
-from framework.relations import check_relations
+from framework.plugin.plugin import Plugin, overrides
+from framework.plugin.relations import check_relations
 from framework.testing.task import TASKS, Task
 
 _TRAINER: dict[str, Any] = {
@@ -207,6 +207,6 @@ def _case(kind: type[Plugin], example: Mapping[str, Any], zero: Mapping[str, Any
 
 
 def _companions(wanted: Mapping[str, Mapping[str, Any]]) -> list[Plugin]:
-    from framework.registry import find_plugin
+    from framework.plugin.registry import find_plugin
 
     return [find_plugin(name)(**settings) for name, settings in wanted.items()]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.batch import clean_target, input_of, target_of
-from framework.module import Core
-from framework.plugin import Plugin
-from framework.step import Step
+from framework.data.batch import clean_target, input_of, target_of
+from framework.engine.core import Core
+from framework.plugin.plugin import Plugin
+from framework.plugin.step import Step
 from framework.testing.case import Case
 from framework.testing.compare import same_bits
 from framework.testing.result import Failed

@@ -8,8 +8,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from framework.engine.core import Core
 from framework.errors import one_line
-from framework.module import Core
 from framework.testing.case import Case, apart
 from framework.testing.compare import demand_same_bits, same_bits
 from framework.testing.result import Failed

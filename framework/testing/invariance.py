@@ -13,9 +13,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy, ParallelStrategy
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher, _WorkerOutput
 
+from framework.engine.core import Core
+from framework.engine.sharding import FullySharded
 from framework.errors import UserError
-from framework.module import Core
-from framework.shards import FullySharded, whole
+from framework.ops.shards import whole
 from framework.testing.case import Case
 from framework.testing.compare import Weights, demand_close, demand_same_bits, same_bits
 from framework.testing.result import Failed, Inapplicable

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data import Window
-from framework.gradient import named_terms
-from framework.module import Core
-from framework.plugin import Plugin
-from framework.step import Step
+from framework.data.data import Window
+from framework.engine.core import Core
+from framework.engine.gradient import named_terms
+from framework.plugin.plugin import Plugin
+from framework.plugin.step import Step
 from framework.testing.case import Case, apart
 from framework.testing.result import Failed, Inapplicable
 

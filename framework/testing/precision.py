@@ -8,9 +8,9 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
-from framework.batch import Outcome
-from framework.data import Window
-from framework.module import Core
+from framework.data.batch import Outcome
+from framework.data.data import Window
+from framework.engine.core import Core
 from framework.testing.case import Case, apart
 from framework.testing.compare import demand_close, demand_same_bits
 from framework.testing.invariance import SUMS

@@ -8,11 +8,11 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from framework.edit_recipe import read_fields
 from framework.errors import UserError, did_you_mean
-from framework.plugin import Plugin
-from framework.registry import find_plugin, registered
-from framework.table import WIDTH, paragraph, table
+from framework.plugin.plugin import Plugin
+from framework.plugin.registry import find_plugin, registered
+from framework.recipe.edits import read_fields
+from framework.report.table import WIDTH, paragraph, table
 from framework.testing.battery import CHECKS
 from framework.testing.case import cases_of
 from framework.testing.result import Check, Result, Status

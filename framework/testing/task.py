@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from framework.data import Data
+from framework.data.data import Data
 
 SAMPLES, HELD_OUT, CLASSES = 46, 20, 3
 

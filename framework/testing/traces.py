@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.batch import Outcome
-from framework.data import Window
+from framework.data.batch import Outcome
+from framework.data.data import Window
+from framework.engine.core import Core
 from framework.errors import one_line
-from framework.module import Core
-from framework.plugin import Plugin
+from framework.plugin.plugin import Plugin
 from framework.testing.case import Case, apart, train
 from framework.testing.compare import demand_same_bits, same_bits
 from framework.testing.result import Failed, Inapplicable

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from framework import Core, Data, Plugin, Recipe, UserError, fit
-from framework.batch import input_of, replace
+from framework.data.batch import input_of, replace
 from plugins.activation_sparsity import ActivationSparsity, k_winners, kl, l1, rows_of_units
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))

@@ -14,10 +14,10 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from framework import Data, Plugin, Recipe, UserError, fit
-from framework.answers import Answers
-from framework.edits import WeightEdits
-from framework.step import Step
-from framework.transforms import GaussianNoise, RandomCrop, RandomFlip
+from framework.ops.transforms import GaussianNoise, RandomCrop, RandomFlip
+from framework.plugin.answers import Answers
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.augmentation import Augmentation, image_of, keyed_globals, tensor_of
 
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))

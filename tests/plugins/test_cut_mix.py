@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from framework import Data, Recipe, UserError, fit
-from framework.edits import WeightEdits
-from framework.keyed import Stream
-from framework.step import Step
+from framework.ops.keyed import Stream
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.cut_mix import CutMix, box_of, cut_mix
 from plugins.mixup import Mixup
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from framework import Data, Recipe, UserError, fit
-from framework.edits import WeightEdits
-from framework.step import Step
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.cutout import Cutout
 
 X = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) + 3

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from framework import Data, Plugin, Recipe, UserError, fit
-from framework.module import Core
-from framework.run import Interrupted, Run
+from framework.engine.core import Core
+from framework.run.fit import Interrupted, Run
 from plugins.early_stopping import Best, EarlyStopping, equivalent_decay
 
 RATE = 0.05  # the level's distance to its target shrinks by 1 - 2 * RATE = 0.9 a step

@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 from framework import Core, Data, Recipe, UserError, fit
-from framework.edits import WeightEdits
-from framework.keyed import Stream
-from framework.noise import dropout_std
-from framework.step import Step
+from framework.ops.keyed import Stream
+from framework.ops.noise import dropout_std
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.hidden_noise import HiddenNoise
 from plugins.strength_schedule import StrengthSchedule
 

@@ -11,10 +11,10 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Data, MixedTarget, Plugin, Recipe, UserError, fit
-from framework.batch import loss_of
-from framework.edits import WeightEdits
-from framework.keyed import Stream
-from framework.step import Step
+from framework.data.batch import loss_of
+from framework.ops.keyed import Stream
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.mixup import Mixup, mixup
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))

@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from framework.data import Data
-from framework.edits import WeightEdits
+from framework.engine.core import Core, Outcome
 from framework.errors import UserError
-from framework.module import Core, Outcome
-from framework.step import Step
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.norm_penalty import NormPenalty, add_group_gradient, group_norm, norm, shrink, shrink_groups
 from plugins.optimizer import Optimizer
 

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from framework.data import Data
-from framework.edits import WeightEdits
+from framework.engine.core import Core
 from framework.errors import UserError
-from framework.module import Core
-from framework.muon import Muon
+from framework.ops.muon import Muon
 from framework.plugin import Plugin
-from framework.recipe import Recipe
-from framework.run import fit
-from framework.step import Step
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
+from framework.recipe.recipe import Recipe
+from framework.run.fit import fit
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer, optimizer_class, why_not_fused
 

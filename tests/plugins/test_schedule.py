@@ -12,11 +12,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from framework.engine.core import Core
 from framework.errors import UserError
-from framework.module import Core
 from framework.plugin import Plugin
-from framework.step import Step
-from framework.value import Text, read_value
+from framework.plugin.step import Step
+from framework.values import Text, read_value
 from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule, Span, cosine, linear, one_cycle, scheduler_class, warm_up
 

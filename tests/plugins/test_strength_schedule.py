@@ -12,14 +12,14 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from framework.edits import WeightEdits
+from framework.engine.core import Core
 from framework.errors import UserError
-from framework.module import Core
 from framework.plugin import Plugin
-from framework.recipe import Recipe
-from framework.run import fit
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
+from framework.recipe.recipe import Recipe
+from framework.run.fit import fit
 from framework.settings import NonNegative, PositiveInt
-from framework.step import Step
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer
 from plugins.strength_schedule import Kind, StrengthSchedule, strength_at

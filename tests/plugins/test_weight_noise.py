@@ -12,9 +12,9 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from framework import Core, Data, Recipe, UserError, fit
-from framework.edits import WeightEdits
-from framework.keyed import Stream
-from framework.step import Step
+from framework.ops.keyed import Stream
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
 from plugins.weight_noise import WeightNoise, perturb, shares_of
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,21 @@
+"""Data sets, loaders in keyed order, worker processes, and what a batch is."""
+
+from framework.data.batch import MixedTarget, Outcome, clean_target, input_of, loss_of, replace, size_of, target_of
+from framework.data.data import Data, EvalLoader, TrainLoader, Window, as_dataset, length_of
+
+__all__ = [
+    "Data",
+    "EvalLoader",
+    "MixedTarget",
+    "Outcome",
+    "TrainLoader",
+    "Window",
+    "as_dataset",
+    "clean_target",
+    "input_of",
+    "length_of",
+    "loss_of",
+    "replace",
+    "size_of",
+    "target_of",
+]

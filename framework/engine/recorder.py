@@ -1,0 +1,292 @@
+"""What a run tells: means of J and of each term, metrics, and where they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from framework.data.batch import Outcome
+from framework.engine.meter import Meter, scalars
+from framework.errors import NonFiniteError, UserError
+from framework.plugin.step import Step
+
+if TYPE_CHECKING:
+    from framework.engine.core import Core
+
+_STAGES = ("train", "val", "test")
+_HELD = 1 << 20  # numbers of predictions held back before the training metrics see them
+
+
+class Entry(NamedTuple):
+    """The metrics of an epoch, or of a validation within it, by tag, and when it was: optimizer steps done."""
+
+    epoch: int
+    step: int
+    metrics: dict[str, float]
+
+
+class Recorder:
+    """Keeps running means on the device and hands them to the loggers every ``log_every_n_steps`` steps.
+
+    Lightning's ``self.log`` costs some 0.6 ms a call and is not used: what callbacks monitor is put where it puts it.
+
+    In what is logged, J and the terms of micro-batches are means over the steps since the last entry, terms on weights
+    are values at its end, and the objective is their sum.
+
+    Args:
+        core: whose run it is.
+        metrics: torchmetrics by name.
+
+    Attributes:
+        latest: the last value of each tag that was logged or given to callbacks, for those who show it: reading one
+            costs no transfer from a device.
+        history: an entry for each validation, and one for each epoch that does not end with one.
+    """
+
+    def __init__(self, core: Core, metrics: Mapping[str, Metric]) -> None:
+        self._core = core
+        self._metrics = {stage: {name: metric.clone() for name, metric in metrics.items()} for stage in _STAGES}
+        self._meters = {stage: Meter() for stage in _STAGES}
+        self._epoch: dict[str, tuple[float, float]] = {}
+        self._held: list[tuple[Tensor, Tensor]] = []
+        self._held_numbers = 0
+        self._log_every = 0
+        self._pending: list[tuple[Mapping[str, Tensor], float] | Outcome] | None = None
+        self.validated = False
+        self.latest: dict[str, float] = {}
+        self.history: list[Entry] = []
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Find out how often to log; once training starts."""
+        trainer = self._core.trainer
+        # at least once an epoch: a short epoch would else leave no training curve
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._log_every = int(min(every, trainer.num_training_batches)) if trainer.loggers else 0
+        for metric in self._metrics["train"].values():
+            metric.to(self._core.device)
+
+    def begin_epoch(self) -> None:
+        """Begin an epoch's means."""
+        self.validated = False
+        self._epoch = {}
+
+    def begin_step(self, step: Step) -> None:
+        """Say whether the step's values go to the loggers."""
+        step.logged = self._log_every > 0 and (step.index + 1) % self._log_every == 0
+        if step.logged:
+            step.records = {}
+
+    def add(self, terms: Mapping[str, Tensor], size: float) -> None:
+        """Add J and the terms of one micro-batch, with the size that they count."""
+        if self._core.at.again:
+            return
+        if self._pending is not None:
+            self._pending.append(({tag: term.detach() for tag, term in terms.items()}, size))
+            return
+        meter = self._meters["train"]
+        for tag, term in terms.items():
+            meter.add(tag, term.detach(), size)
+
+    def see(self, outcome: Outcome) -> None:
+        """Hold a micro-batch's predictions back for the training metrics.
+
+        A torchmetrics update costs more than the step of a small network; many batches are shown to it at once.
+        """
+        if not self._metrics["train"] or outcome.prediction is None or self._core.at.again:
+            return
+        prediction, target = outcome.prediction, outcome.target
+        if self._pending is not None:
+            kept = prediction.detach() if isinstance(prediction, Tensor) else prediction
+            self._pending.append(Outcome(None, kept, target))
+            return
+        if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not prediction.ndim * target.ndim:
+            for metric in self._metrics["train"].values():
+                metric.update(prediction, target)
+            return
+        prediction = prediction.detach()
+        if self._held and self._held[0][0].shape[1:] != prediction.shape[1:]:
+            self._show()
+        self._held.append((prediction, target))
+        self._held_numbers += prediction.numel()
+        if self._held_numbers > _HELD:
+            self._show()
+
+    def hold(self) -> None:
+        """Keep what is added from here on apart, until it is known whether the step is to be left out."""
+        self._pending = []
+
+    def release(self, *, keep: bool) -> None:
+        """Take what was kept apart, or forget it."""
+        pending, self._pending = self._pending or [], None
+        for entry in pending if keep else []:
+            if isinstance(entry, Outcome):
+                self.see(entry)
+            else:
+                self.add(*entry)
+
+    def _show(self) -> None:
+        if self._held:
+            predictions, targets = zip(*self._held, strict=True)
+            for metric in self._metrics["train"].values():
+                metric.update(torch.cat(predictions), torch.cat(targets))
+            self._held, self._held_numbers = [], 0
+
+    def _read(self) -> dict[str, float]:
+        """Return the means since the last entry and add them to the epoch's."""
+        means, weights = self._meters["train"].means(over_ranks=self._core.at.world > 1)
+        for tag, mean in means.items():
+            total, weight = self._epoch.get(tag, (0.0, 0.0))
+            self._epoch[tag] = (total + mean * weights[tag], weight + weights[tag])
+        return means
+
+    def write_step(self, step: Step) -> None:
+        """Hand the step's entry to the loggers."""
+        means = self._read()
+        values: dict[str, Tensor | float] = {tag: mean for tag, mean in means.items() if tag != "loss"}
+        values.update(self._core.update.weight_terms())
+        read = scalars({**values, **step.records})
+        if self._core.update.skipped:
+            read["train/skipped_steps"] = float(self._core.update.skipped)
+        if "loss" in means:
+            penalties = sum(value for tag, value in read.items() if tag in values)
+            read = {"train/loss": means["loss"], "train/objective": means["loss"] + penalties, **read}
+        self.log({**read, **self._core.update.learning_rates()})
+
+    def end_epoch(self) -> None:
+        """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
+        self._read()
+        if self._core.update.skipped and "loss" not in self._epoch:
+            raise NonFiniteError(
+                f"epoch {self._core.at.epoch}: no step of it was finite, {self._core.update.skipped} are left out so"
+                " far; lower the learning rate, or look at the data"
+            )
+        for tag, (total, _) in self._epoch.items():  # single steps on an accelerator are not looked at
+            if not math.isfinite(total):
+                raise NonFiniteError(f"epoch {self._core.at.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")
+        self._show()
+        metrics = self._compute("train")
+        self.log(metrics)
+        metrics |= {f"train/{tag}" if tag == "loss" else tag: t / w for tag, (t, w) in self._epoch.items() if w}
+        if self.validated:
+            have = self._core.trainer.callback_metrics
+            pairs = ((tag[6:], value) for tag, value in metrics.items() if tag.startswith("train/"))
+            gaps = {f"gap/{name}": float(have[f"val/{name}"]) - v for name, v in pairs if f"val/{name}" in have}
+            self.log(gaps)
+            metrics |= gaps
+        self._give(metrics)
+        self._remember(metrics)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, stage: str, batch: object) -> None:
+        """Add one batch of validation or test."""
+        core = self._core
+        outcome = Outcome.of(core.compute_loss(batch), {"val": "validation"}.get(stage, stage))
+        if outcome.loss is not None:
+            self._meters[stage].add("loss", outcome.loss.detach(), float(core.count(batch)))
+        if outcome.prediction is not None:
+            for metric in self._metrics[stage].values():
+                metric.to(core.device).update(outcome.prediction, outcome.target)
+
+    def end_evaluation(self, stage: str) -> dict[str, float]:
+        """Return J and metrics of a stage by tag, reduced over ranks, and hand them on."""
+        trainer = self._core.trainer
+        means, _ = self._meters[stage].means(over_ranks=trainer.world_size > 1)
+        metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
+        if not trainer.sanity_checking:
+            self.validated = True
+            self._give(metrics)
+            self.log(metrics)
+            if stage == "val" and trainer.state.fn == "fit":
+                self._remember(metrics)
+        return metrics
+
+    def _compute(self, stage: str) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for name, metric in self._metrics[stage].items():
+            if metric.update_called:
+                value = metric.compute()
+                if not isinstance(value, Tensor) or value.numel() != 1:
+                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                    raise UserError(f"metric {name!r} gives shape {shape}, not one number; let it average over classes")
+                values[f"{stage}/{name}"] = float(value)
+                metric.reset()
+        return values
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what this rank has gathered within the epoch, in plain data and tensors on the CPU."""
+        metrics = self._metrics["train"]
+        return {
+            "validated": self.validated,
+            "epoch": dict(self._epoch),
+            "means": self._meters["train"].state(),
+            "held": [(prediction.cpu(), target.cpu()) for prediction, target in self._held],
+            "metrics": {name: _state_of(metric) for name, metric in metrics.items()},
+            "latest": dict(self.latest),
+            "given": {name: float(value) for name, value in self._core.trainer.callback_metrics.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`state` returned; once training starts."""
+        device = self._core.device
+        self.validated = state["validated"]
+        self._epoch = {tag: (total, weight) for tag, (total, weight) in state["epoch"].items()}
+        self._meters["train"].restore(state["means"], device)
+        self._held = [(prediction.to(device), target.to(device)) for prediction, target in state["held"]]
+        self._held_numbers = sum(prediction.numel() for prediction, _ in self._held)
+        for name, metric in self._metrics["train"].items():
+            if name in state["metrics"]:
+                _restore(metric, state["metrics"][name])
+        self.latest = dict(state["latest"])
+        # callbacks and plateau schedules monitor what a validation before gave
+        given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["given"].items()}
+        self._core.trainer.callback_metrics.update(given)
+
+    # ---- where it goes -----------------------------------------------------------------------------------------------
+
+    def _give(self, metrics: Mapping[str, float]) -> None:
+        """Give metrics to callbacks that monitor them."""
+        device = self._core.device
+        self._core.trainer.callback_metrics.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
+        self.latest.update(metrics)
+
+    def _remember(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics to the history: to the last entry where no step was made since."""
+        step = self._core.at.index
+        if not self.history or self.history[-1].step != step:
+            self.history.append(Entry(self._core.at.epoch, step, {}))
+        self.history[-1].metrics.update(metrics)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Hand values to the loggers, at the number of optimizer steps done."""
+        self.latest.update(values)
+        if values:
+            for logger in self._core.trainer.loggers:
+                logger.log_metrics(dict(values), step=self._core.at.index)
+
+
+def _state_of(metric: Metric) -> dict[str, Any]:
+    """Return what a metric has gathered; torchmetrics itself keeps no count of updates in its state."""
+    metric.persistent(True)
+    return {"state": dict(metric.state_dict()), "updates": [one._update_count for one in _parts(metric)]}
+
+
+def _restore(metric: Metric, kept: Mapping[str, Any]) -> None:
+    metric.persistent(True)
+    metric.load_state_dict(kept["state"])
+    for one, updates in zip(_parts(metric), kept["updates"], strict=True):
+        one._update_count = updates
+        one._computed = None
+
+
+def _parts(metric: Metric) -> list[Metric]:
+    return [one for one in metric.modules() if isinstance(one, Metric)]

@@ -1,0 +1,1 @@
+"""Functions of tensors and networks; they know no plugin, no step and no run."""

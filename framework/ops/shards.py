@@ -1,0 +1,70 @@
+"""Sharded tensors, of which each rank holds a part, as ``fully_shard`` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether this rank holds a part of the tensor only."""
+    return hasattr(tensor, "full_tensor")
+
+
+def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return this rank's parts, which share their memory with the tensors; a tensor that is whole is its own part.
+
+    For what is done entry by entry: copies, sums, noise.
+    """
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+
+
+def whole(value: Any) -> Any:
+    """Return plain data with every sharded tensor made whole; all ranks have to ask."""
+    if isinstance(value, Tensor):
+        return value.full_tensor() if hasattr(value, "full_tensor") else value
+    if isinstance(value, dict):
+        return {key: whole(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(whole(entry) for entry in value)
+    return value
+
+
+def laid_out_as(tensor: Tensor, weight: Any) -> Tensor:
+    """Return a whole tensor sharded as a weight is; where the weight is whole, the tensor itself.
+
+    Args:
+        tensor: whole, on the weight's device, and the same on every rank; or sharded already.
+        weight: parameter of the network, of the same shape.
+    """
+    if not hasattr(weight, "device_mesh") or hasattr(tensor, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    # every rank has the whole already: nothing is sent
+    return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
+
+
+def completed(norms: Iterable[Tensor]) -> list[Tensor]:
+    """Return norms over all ranks' parts, where torch keeps those of each part until somebody asks."""
+    return [_completed(norm) if hasattr(norm, "placements") else norm for norm in norms]
+
+
+def _completed(norm: Any) -> Tensor:
+    from torch.distributed.tensor import Replicate
+
+    placements = [Replicate() if placement.is_partial() else placement for placement in norm.placements]
+    complete: Tensor = norm.redistribute(placements=placements)
+    return complete
+
+
+def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others that are sharded alike."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return copy_into(targets, sources)
+    with torch.no_grad():
+        torch._foreach_copy_(locals_of(targets), locals_of(sources))

@@ -1,0 +1,8 @@
+"""The contract between plugins and the core: ``Plugin``, and every value that its hook points are given."""
+
+from framework.plugin.finding import Finding, LintWarning
+from framework.plugin.phase import Phase
+from framework.plugin.plugin import Plugin, overrides
+from framework.plugin.step import Step
+
+__all__ = ["Finding", "LintWarning", "Phase", "Plugin", "Step", "overrides"]

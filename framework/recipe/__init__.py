@@ -1,0 +1,1 @@
+"""From a recipe file and flags to a checked ``Recipe``."""

@@ -1,0 +1,129 @@
+"""What is wrong or odd about a recipe, found before training."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from framework.errors import UserError, some
+from framework.ops.patterns import is_weight
+from framework.plugin.finding import Finding, LintWarning
+from framework.plugin.plan import Plan
+from framework.plugin.plugin import Plugin
+
+if TYPE_CHECKING:
+    from framework.engine.core import Core
+    from framework.recipe.recipe import Recipe
+
+
+def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding]:
+    """Return what is wrong or odd about a recipe, errors first.
+
+    Args:
+        recipe: the recipe, edits applied.
+        core: its core, plugins attached.
+        options: the Trainer's options.
+    """
+    plan = Plan(recipe, core, options)
+    own = (_monitor, _mixing, _decay_of_biases, _moved_in_vain, _idle)
+    found = [*itertools.chain(*(rule(plan) for rule in own), *(ask(plan) for ask in core.answers.calls("lint")))]
+    return sorted(found, key=lambda finding: finding.severity)
+
+
+def report(findings: Sequence[Finding], where: str) -> None:
+    """Warn of what is odd; raise for what is wrong.
+
+    Args:
+        findings: errors first, as from :func:`lint`.
+        where: the recipe's name, which a warning stands under.
+
+    Raises:
+        UserError: for the first error, with the number of further ones.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        more = f" (the first of {len(errors)} errors: see explain)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}")
+    for finding in findings:
+        _warn(str(finding), where)
+
+
+@rank_zero_only
+def _warn(message: str, where: str) -> None:
+    # under the recipe's name instead of a line of the framework's, which would be printed beneath
+    warnings.warn_explicit(message, LintWarning, where, 1)
+
+
+# ---- by what plugins declare of themselves, and by the recipe --------------------------------------------------------
+
+
+def _monitor(plan: Plan) -> Iterator[Finding]:
+    tag = plan.recipe.monitor
+    if plan.validations == 0 and tag.startswith("val/"):
+        return  # the default, and nothing to choose the best by
+    if reason := plan.why_never_logged(tag, "val", "train", "gap"):
+        yield Finding("error", "recipe", f"monitor={tag!r}: {reason}")
+
+
+def _mixing(plan: Plan) -> Iterator[Finding]:
+    mixers = [plugin for plugin in plan.core.plugins if plugin.mixes_targets and not _changes_nothing(plugin, plan)]
+    names = " and ".join(plugin.name for plugin in mixers)
+    if len(mixers) > 1:
+        message = "both mix targets: a sample becomes one of up to four; take one out, or halve the probability of each"
+        yield Finding("warning", names, message)
+    if mixers and (smoothing := _label_smoothing(plan.core.loss)):
+        message = f"mixes targets that the loss smooths as well (label_smoothing={smoothing:g}); leave one out"
+        yield Finding("warning", names, message)
+
+
+def _label_smoothing(loss: Callable[..., Any] | None) -> float:
+    options = loss.keywords if isinstance(loss, functools.partial) else {}
+    return float(options.get("label_smoothing", getattr(loss, "label_smoothing", 0.0)))
+
+
+def _decay_of_biases(plan: Plan) -> Iterator[Finding]:
+    found: dict[Any, str] = {}
+    for prefix, layer in plan.core.model.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if plan.decays.get(parameter) and not is_weight(layer, name, parameter):
+                found.setdefault(parameter, f"{prefix}.{name}" if prefix else name)
+    if found:
+        who = " and ".join(plugin.name for plugin in plan.core.answers.of("group_parameters"))
+        message = f"weight_decay on biases and norm gains ({some(found.values())}), which need none; decay the rest"
+        yield Finding("warning", who, message)
+
+
+def _moved_in_vain(plan: Plan) -> Iterator[Finding]:
+    for plugin in plan.core.plugins:
+        for other in plan.core.plugins:
+            for setting in other.read_once:
+                if f"{other.name}.{setting}" in plugin.moves:
+                    message = f"moves {other.name}.{setting}, which is read once, before the first step: without effect"
+                    yield Finding("error", plugin.name, f"{message}; take it out (--without {plugin.name})")
+
+
+def _idle(plan: Plan) -> Iterator[Finding]:
+    for plugin in plan.core.plugins:
+        if settings := _changes_nothing(plugin, plan):
+            told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            yield Finding("warning", plugin.name, f"changes nothing with {told}; take it out (--without {plugin.name})")
+
+
+def _changes_nothing(plugin: Plugin, plan: Plan) -> Mapping[str, Any] | None:
+    """Return the strengths of zero by which a plugin equals its absence, None where it does not."""
+    examples, absent = plugin.examples, list(plugin.absent)
+    for example, zeros in zip(examples, absent * len(examples) if len(absent) == 1 else absent, strict=False):
+        if not zeros or any(value != 0 for value in zeros.values()):
+            continue
+        # the strength of one kind says nothing about another kind
+        kind = example.get("kind", getattr(type(plugin), "kind", None))
+        if all(getattr(plugin, name, None) == value for name, value in {"kind": kind, **zeros}.items()):
+            moved = {f"{plugin.name}.{name}" for name in zeros}
+            if not any(moved.intersection(other.moves) for other in plan.core.plugins):
+                return zeros
+    return None

@@ -1,0 +1,123 @@
+"""A recipe: everything that makes one training run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from framework.data.data import Data
+from framework.engine.core import Core
+from framework.engine.skips import OnNonFinite
+from framework.errors import UserError, did_you_mean
+from framework.plugin.plugin import Plugin
+
+# Trainer options that the core carries out itself, since it optimizes by hand
+_OWN_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+
+
+@dataclasses.dataclass
+class Recipe:
+    """What a recipe file's ``recipe(...)`` returns, fresh at every call.
+
+    Args:
+        model: the network.
+        data: training, validation and test part.
+        loss: ``loss(prediction, target)``, a mean over samples; None where ``core`` has its own.
+        metrics: torchmetrics by name.
+        plugins: plugins, and plain Lightning callbacks, in the order in which they answer.
+        trainer: options of Lightning's ``Trainer``, such as ``{"max_epochs": 30}``; the command line's
+            ``--trainer.*`` comes on top.
+        core: the class of the core, a subclass for another kind of objective.
+        monitor: the metric by which the best checkpoint is chosen.
+        mode: ``"min"`` or ``"max"``: which way the monitored metric is better.
+        compile: compile the network with ``torch.compile``; a mapping gives its options.
+        parameters: what the recipe function was called with, defaults included; filled in by those who call it.
+
+    Raises:
+        UserError: where a part is of the wrong kind.
+    """
+
+    model: nn.Module
+    data: Data
+    loss: Callable[[Any, Any], Tensor] | None = None
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
+    plugins: list[Callback] = dataclasses.field(default_factory=list)
+    trainer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    core: type[Core] = Core
+    monitor: str = "val/loss"
+    mode: str = "min"
+    compile: bool | Mapping[str, Any] = False
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise UserError(f"Recipe(model=...): must be a torch.nn.Module; received {type(self.model).__name__}")
+        if not isinstance(self.data, Data):
+            raise UserError(f"Recipe(data=...): must be a framework.Data; received {type(self.data).__name__}")
+        if not (isinstance(self.core, type) and issubclass(self.core, Core)):
+            raise UserError(f"Recipe(core={self.core!r}): must be framework.Core or a subclass of it")
+        if self.mode not in ("min", "max"):
+            raise UserError(f"Recipe(mode={self.mode!r}): must be 'min' or 'max'")
+        if isinstance(self.loss, type):
+            name = self.loss.__name__
+            raise UserError(f"Recipe(loss=...): received the class {name}; write {name}(), an instance of it")
+        if self.loss is not None and not callable(self.loss):
+            raise UserError(f"Recipe(loss={self.loss!r}): must be callable, loss(prediction, target)")
+        if not isinstance(self.plugins, (list, tuple)):
+            raise UserError(f"Recipe(plugins=...): must be a list; received {self.plugins!r}")
+        for plugin in self.plugins:
+            if not isinstance(plugin, Callback):
+                raise UserError(
+                    f"Recipe(plugins=...): {plugin!r} is neither a framework.Plugin nor a Lightning callback"
+                )
+        for name, metric in self.metrics.items():
+            if not isinstance(metric, Metric):
+                raise UserError(f"Recipe(metrics=...): {name!r} must be a torchmetrics.Metric; received {metric!r}")
+        check_trainer_options(self.trainer)
+
+    def make_core(self, seed: int, options: Mapping[str, Any], on_nonfinite: OnNonFinite = "stop") -> Core:
+        """Return the core of this recipe.
+
+        Args:
+            seed: the run's seed.
+            options: the Trainer's options, of which the core carries some out itself.
+            on_nonfinite: what to do where the objective is infinite or not a number, see :class:`Core`.
+        """
+        accumulate = options.get("accumulate_grad_batches", 1)
+        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+            raise UserError(f"trainer.accumulate_grad_batches={accumulate!r}: must be a whole number >= 1")
+        return self.core(
+            self.model,
+            self.loss,
+            self.metrics,
+            [plugin for plugin in self.plugins if isinstance(plugin, Plugin)],
+            data=self.data,
+            seed=seed,
+            accumulate=accumulate,
+            clip=(options.get("gradient_clip_val"), options.get("gradient_clip_algorithm")),
+            compile=self.compile,
+            on_nonfinite=on_nonfinite,
+        )
+
+
+def check_trainer_options(options: Mapping[str, Any]) -> None:
+    """Check that Lightning's ``Trainer`` takes options of these names.
+
+    Raises:
+        UserError: with the name meant, where one is misspelt.
+    """
+    known = inspect.signature(Trainer.__init__).parameters.keys() - {"self"}
+    for name in options:
+        if name not in known:
+            raise UserError(f"trainer.{name}: Lightning's Trainer takes no such option{did_you_mean(name, known)}")
+
+
+def lightning_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that go to Lightning's ``Trainer``, without those that the core carries out."""
+    return {name: value for name, value in options.items() if name not in _OWN_OPTIONS}

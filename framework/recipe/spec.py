@@ -1,0 +1,143 @@
+"""An order to train or evaluate: a recipe, how to build it anew, and the edits to it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from framework.engine.skips import OnNonFinite
+from framework.errors import UserError
+from framework.plugin.plugin import Plugin, overrides
+from framework.recipe.edits import apply_edits
+from framework.recipe.load import build_recipe, load_recipe, plugins_defined_by
+from framework.recipe.recipe import Recipe, check_trainer_options
+from framework.settings import is_plain
+from framework.values import as_text
+
+Source = Recipe | Callable[..., Recipe] | str | Path
+Additions = Iterable[tuple[str, Mapping[str, Any]]]
+
+
+class Order:
+    """A recipe, the run's seed, and what is changed in it from outside.
+
+    Args:
+        source: path of a recipe file, a function that returns a recipe, or a recipe.
+        seed: the run's seed, None for 0.
+        parameters: parameters of the recipe function.
+        trainer: options of Lightning's ``Trainer``, on top of the recipe's.
+        settings: settings of plugins to change, ``{"plugin.field": value}``.
+        with_: plugins to add, ``(name, settings)``.
+        without: names of plugins to leave out.
+        on_nonfinite: ``"stop"`` or ``"skip"``: what to do where the objective is infinite or not a number; None for
+            ``"stop"``.
+
+    Raises:
+        UserError: where one of them is wrong.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        seed: int | None,
+        parameters: Mapping[str, Any] | None,
+        trainer: Mapping[str, Any] | None,
+        settings: Mapping[str, Any] | None,
+        with_: Additions,
+        without: Iterable[str],
+        on_nonfinite: OnNonFinite | None = None,
+    ) -> None:
+        self._seed, self._on_nonfinite = seed, on_nonfinite
+        seed = 0 if seed is None else seed
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2**32 - 1")
+        self.seed = seed
+        self.parameters = dict(parameters or {})
+        self.trainer = dict(trainer or {})
+        self.settings = dict(settings or {})
+        self.additions = [(name, dict(given)) for name, given in with_]
+        self.without = list(without)
+        self.on_nonfinite: OnNonFinite = on_nonfinite or "stop"
+        check_trainer_options(self.trainer)
+        self.file = Path(source) if isinstance(source, str | Path) else None
+        self._given = source if isinstance(source, Recipe) else None
+        self._pristine: Recipe | None = None
+        if self._given is not None:
+            if self.parameters:
+                raise UserError("parameters are for a recipe file or function; this recipe is built already")
+            self._factory: Callable[..., Recipe] | None = None
+            self.name = "recipe"
+        else:
+            self._factory = load_recipe(self.file) if self.file is not None else source  # type: ignore[assignment]
+            name = getattr(self._factory, "__name__", "recipe")
+            module = getattr(self._factory, "__module__", "recipe").rpartition(".")[2]
+            name = module if name == "recipe" else name if name.isidentifier() else "recipe"
+            self.name = self.file.stem if self.file is not None else name
+
+    def on_top_of(self, record: Mapping[str, Any], *, training: bool) -> None:
+        """Take what a run was ordered with wherever this order says nothing else.
+
+        Args:
+            record: what :meth:`record` returned, as ``run.json`` keeps it.
+            training: take what is about training as well: the Trainer's options, and what to do with an objective that
+                is not finite.
+        """
+        self.seed = record["seed"] if self._seed is None else self._seed
+        self.parameters = {**record["parameters"], **self.parameters}
+        self.settings = {**as_text(record["settings"]), **self.settings}
+        # the whole command may have been typed once more
+        added = [(name, as_text(given)) for name, given in record["with"]]
+        self.additions = [*added, *(one for one in self.additions if one not in added)]
+        self.without = list(dict.fromkeys([*record["without"], *self.without]))
+        if training:
+            self.trainer = {**record["trainer"], **self.trainer}
+            self.on_nonfinite = self._on_nonfinite or record["on_nonfinite"]
+
+    def build(self) -> Recipe:
+        """Return the recipe with the edits applied; a fresh one at every call.
+
+        The first build of a recipe that is there already is that recipe: the user's own model is trained. What it was
+        is kept for a second build only where a plugin may ask for a further phase: it costs a copy of the weights.
+        """
+        pl.seed_everything(self.seed, verbose=False)
+        if self._factory is not None:
+            recipe = build_recipe(self._factory, self.parameters)
+            return self._edited(recipe, plugins_defined_by(self._factory))
+        if self._pristine is not None:
+            return self._edited(_copy(self._pristine), None)
+        assert self._given is not None, "built before, and no plugin was to ask for it again"
+        given, self._given = self._given, None
+        edited = self._edited(given, None)
+        if any(overrides(plugin, "next_phase") for plugin in edited.plugins):
+            self._pristine = _copy(given)
+        return edited
+
+    def _edited(self, recipe: Recipe, local: Mapping[str, type[Plugin]] | None) -> Recipe:
+        edited = apply_edits(recipe, self.settings, self.additions, self.without, local=local)
+        return dataclasses.replace(edited, trainer=self.options(edited))
+
+    def options(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the Trainer's options: the recipe's, then what was ordered on top."""
+        return {**recipe.trainer, **self.trainer}
+
+    def record(self) -> dict[str, Any]:
+        """Return what it takes to give the same order again, as plain data; objects among the options are left out."""
+        return {
+            "parameters": self.parameters,
+            "trainer": {name: value for name, value in self.trainer.items() if is_plain(value)},
+            "settings": self.settings,
+            "with": self.additions,
+            "without": self.without,
+            "seed": self.seed,
+            "on_nonfinite": self.on_nonfinite,
+        }
+
+
+def _copy(recipe: Recipe) -> Recipe:
+    """Return a copy of a recipe that can be trained apart; both share the data."""
+    return copy.deepcopy(recipe, {id(recipe.data): recipe.data})

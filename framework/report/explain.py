@@ -1,0 +1,138 @@
+"""What a recipe will do, in words: who answers where, in which order, how the answers combine, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from framework.data.data import length_of
+from framework.plugin.hooks import HOOK_POINTS, RULES
+from framework.plugin.plugin import Plugin, overrides
+from framework.plugin.relations import check_relations, relations_of
+from framework.recipe.edits import name_of
+from framework.recipe.lint import lint
+from framework.report.table import paragraph, table
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
+    from framework.engine.core import Core
+    from framework.recipe.recipe import Recipe
+
+
+def explain(recipe: Recipe) -> str:
+    """Return the explanation of a recipe as plain text of at most 120 columns.
+
+    Raises:
+        UserError: where a declared relation is broken or a pattern matches nothing, as training would say.
+    """
+    plugins = [plugin for plugin in recipe.plugins if isinstance(plugin, Plugin)]
+    check_relations(plugins)
+    parts = [
+        _setting(recipe),
+        _listed("Plugins, in the order in which they answer", _plugins(recipe.plugins)),
+        _listed("Hook points, in the order in which a run meets them", _hook_points(plugins)),
+        _nobody(plugins),
+        _listed("How answers combine", _rules(plugins)),
+        _listed("Declared relations", _relations(plugins)),
+    ]
+    # the network as the plugins meet it: patterns that match nothing show before training
+    core = recipe.make_core(0, recipe.trainer)
+    core.attach_plugins()
+    parts.append(_listed("Findings", _findings(recipe, core)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return the number of a network's parameters and of those that are trained, tied ones counted once.
+
+    Example:
+        >>> parameter_counts(nn.Linear(3, 2))
+        (8, 8)
+    """
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _setting(recipe: Recipe) -> str:
+    total, trained = parameter_counts(recipe.model)
+    data = recipe.data
+    parts = [("training", data.train), ("validation", data.val), ("test", data.test)]
+    sizes = ", ".join(f"{length_of(part):,} {name}" for name, part in parts if part is not None)
+    options = ", ".join(f"{name}={value!r}" for name, value in recipe.trainer.items())
+    rows = [
+        ["network", f"{type(recipe.model).__name__}, {total:,} parameters, {trained:,} of them trained"],
+        ["samples", f"{sizes}; {data.batch_size:,} a batch"],
+        ["objective", _objective(recipe)],
+        ["best by", f"{recipe.monitor} ({recipe.mode})"],
+        ["trainer", options or "Lightning's defaults"],
+    ]
+    return table(rows, indent=0)
+
+
+def _objective(recipe: Recipe) -> str:
+    loss = recipe.loss if recipe.loss is not None else recipe.core.compute_loss
+    name = getattr(loss, "__qualname__", type(loss).__name__)
+    terms = [plugin.name for plugin in recipe.plugins if isinstance(plugin, Plugin) and _has_term(plugin)]
+    return " + ".join([f"J ({name})", *(f"α·Ω ({term})" for term in terms)])
+
+
+def _has_term(plugin: Plugin) -> bool:
+    return overrides(plugin, "penalty") or overrides(plugin, "weight_penalty")
+
+
+def _plugins(plugins: Sequence[Callback]) -> list[list[str]]:
+    rows = []
+    for number, plugin in enumerate(plugins, 1):
+        if isinstance(plugin, Plugin):
+            settings = {name: value for name, value in plugin.settings().items() if name != "name"}
+            told = ", ".join(f"{name}={value!r}" for name, value in settings.items()) or "no settings"
+        else:
+            told = "a plain Lightning callback: hears Lightning's notices, answers nowhere"
+        rows.append([str(number), name_of(plugin), type(plugin).__name__, told])
+    return [["", "name", "class", "settings"], *rows] if rows else []
+
+
+def _hook_points(plugins: Sequence[Plugin]) -> list[list[str]]:
+    rows = []
+    for point in HOOK_POINTS:
+        names = [plugin.name for plugin in plugins if overrides(plugin, point.name)]
+        if names:
+            rows.append([point.name, point.rule, ", ".join(names), point.when])
+    return [["hook point", "combined by", "who, in this order", "asked"], *rows] if rows else []
+
+
+def _nobody(plugins: Sequence[Plugin]) -> str:
+    silent = [p.name for p in HOOK_POINTS if not any(overrides(plugin, p.name) for plugin in plugins)]
+    return paragraph(f"Nobody answers at {', '.join(silent)}.", indent=0) if silent else ""
+
+
+def _rules(plugins: Sequence[Plugin]) -> list[list[str]]:
+    used = {p.rule for p in HOOK_POINTS if any(overrides(plugin, p.name) for plugin in plugins)}
+    return [[rule, meaning] for rule, meaning in RULES.items() if rule in used]
+
+
+def _relations(plugins: Sequence[Plugin]) -> list[list[str]]:
+    words = {
+        "before": "stands before",
+        "after": "stands after",
+        "requires": "requires",
+        "conflicts": "conflicts with",
+    }
+    present = {base.__name__ for plugin in plugins for base in type(plugin).__mro__}
+    return [
+        [plugin.name, words[kind], other, "holds" if other in present else "not in this recipe", reason]
+        for plugin in plugins
+        for kind, other, reason in relations_of(plugin)
+    ]
+
+
+def _findings(recipe: Recipe, core: Core) -> list[list[str]]:
+    found = lint(recipe, core, recipe.trainer)
+    return [[one.severity, one.about, one.message] for one in found] or [["none: nothing is wrong or odd"]]
+
+
+def _listed(title: str, rows: list[list[str]]) -> str:
+    return f"{title}\n{table(rows)}" if rows else ""

@@ -1,0 +1,1 @@
+"""``fit``, ``validate``, ``test``, ``predict`` and ``export``: recipes in, results out."""

@@ -1,0 +1,163 @@
+"""A trained network in a file of its own: its weights as safetensors, or the network by ``torch.export``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+from torch.utils.data import Subset
+
+from framework.checkpoint.atomic import draft_of
+from framework.checkpoint.file import read_checkpoint
+from framework.data.batch import input_of
+from framework.data.data import EvalLoader, as_dataset, length_of
+from framework.errors import UserError, one_line
+from framework.recipe.spec import Source
+from framework.run.evaluate import trained
+from framework.run.faults import faults
+from framework.run.fit import Run
+from framework.run.quiet import quiet
+from framework.run.trainer import evaluating_trainer, refusals
+from framework.version import __version__
+
+if TYPE_CHECKING:
+    from framework.engine.core import Core
+
+Facts = dict[str, str]
+
+_SAMPLES = 3  # of the example: more than one, which torch.export takes for a constant
+_ONE_PROCESS = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+
+
+def export(
+    recipe: Source | Run, out: str | Path, *, ckpt: str | Path | None = None, raw: bool = False, **order: Any
+) -> Facts:
+    """Write a trained network to a file that needs nothing of this package.
+
+    ``FILE.safetensors`` holds parameters and buffers by the names that they have in the plain network, tied ones under
+    each of their names: ``model.load_state_dict(safetensors.torch.load_file(FILE))``. ``FILE.pt2`` holds the network in
+    evaluation mode as ``torch.export`` traces it, for any number of samples whose other sizes are those of the data:
+    ``torch.export.load(FILE).module()(x)``.
+
+    Args:
+        recipe: a :class:`Run`, whose network is written as it was handed back, or what :func:`framework.fit` takes.
+        out: the file, which ends with ``.safetensors`` or ``.pt2``.
+        ckpt: ``"best"`` (unless given), ``"last"`` or a path; not of a :class:`Run`.
+        raw: write the weights as training left them, also where a plugin has others for evaluation, such as an average.
+        **order: as for :func:`framework.test`: which run, and what to change in its order.
+
+    Returns:
+        What was written, as a safetensors file keeps it: the recipe's name, the checkpoint's epoch and step, and which
+        weights, ``"raw"`` or ``"evaluation"``.
+
+    Raises:
+        UserError: where there is no such run or checkpoint, the file cannot be written, or the network not be traced.
+    """
+    path = Path(out)
+    if path.suffix not in _WRITERS:
+        raise UserError(f"out={str(out)!r}: must end with .safetensors for weights, or .pt2 for the network")
+    if isinstance(recipe, Run):
+        if order or ckpt is not None:
+            raise UserError("export(run): a finished run takes no further arguments but out and raw")
+        core, checkpoint, options, built, name = recipe.core, None, recipe.recipe.trainer, recipe.recipe, recipe.name
+        epoch, step = recipe.epochs, recipe.steps
+    else:
+        found = trained(recipe, ckpt=ckpt or "best", **order)
+        core, checkpoint, options, built, name = found.core, found.checkpoint, found.options, found.recipe, found.name
+        content = read_checkpoint(found.checkpoint)
+        epoch, step = content["epoch"], content["global_step"]
+        del content
+    facts = {"format": "pt", "jtilde": __version__, "recipe": name, "epoch": str(epoch), "step": str(step)}
+    samples = _samples(core)
+    writing = _Writing(path, facts, raw, samples)
+    trainer = evaluating_trainer(built, {**options, **_ONE_PROCESS}, [writing])
+    with quiet(), refusals(), faults(core):
+        try:
+            trainer.predict(core, dataloaders=samples, ckpt_path=checkpoint)
+        finally:
+            core.close_loaders()
+            core.leave_evaluation()
+    return facts
+
+
+def _samples(core: Core) -> EvalLoader:
+    """Return a loader of the example, from the part that is nearest to use."""
+    data = core.data
+    assert data is not None
+    part = next(
+        (part for part in (data.test, data.val) if part is not None and length_of(part) >= _SAMPLES), data.train
+    )
+    if length_of(part) < _SAMPLES:
+        raise UserError(f"Data(train=...): {length_of(part)} samples; to tell which sizes vary takes {_SAMPLES}")
+    few = Subset(as_dataset(part), range(_SAMPLES))
+    return EvalLoader(dataclasses.replace(data, workers=0, eval_batch_size=_SAMPLES), few, 0, 1)
+
+
+class _Writing(pl.Callback):
+    """Writes the network once the checkpoint is read, before anything is predicted.
+
+    Args:
+        path: the file.
+        facts: what it says of itself.
+        raw: write the weights as they are, not those for evaluation.
+        samples: loader of the example.
+    """
+
+    def __init__(self, path: Path, facts: Facts, raw: bool, samples: EvalLoader) -> None:
+        self._path, self._facts, self._raw, self._samples = path, facts, raw, samples
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the file."""
+        core = cast("Core", pl_module)
+        with nullcontext() if self._raw else core.evaluation(), torch.inference_mode(False), torch.no_grad():
+            self._facts["weights"] = "evaluation" if core.evaluates_others else "raw"
+            batch = trainer.precision_plugin.convert_input(next(iter(self._samples)))
+            batch = core.transfer_batch_to_device(batch, core.device, 0)
+            with draft_of(self._path, "--out") as draft:
+                _WRITERS[self._path.suffix](core, batch, draft, self._facts)
+
+
+def _write_weights(core: Core, batch: Any, path: Path, facts: Facts) -> None:
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    for name, value in core.model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{name!r} of the network's state is a {type(value).__name__}, which safetensors cannot hold"
+            )
+        # a copy each: the format refuses tensors that share memory, as tied weights do
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+    save_file(tensors, path, facts)
+
+
+def _write_network(core: Core, batch: Any, path: Path, facts: Facts) -> None:
+    x = input_of(batch)
+    shapes = tree_map(_any_number, x)
+    try:
+        program = torch.export.export(core.model, (x,), dynamic_shapes=(shapes,))
+    except Exception as error:  # torch raises whatever the network met
+        network, why = type(core.model).__name__, one_line(error)[:200]
+        raise UserError(
+            f"torch.export cannot trace {network} for any number of samples ({why}); write its weights instead: --out"
+            " FILE.safetensors"
+        ) from error
+    torch.export.save(program, path, extra_files=facts)
+
+
+def _any_number(one: Any) -> Any:
+    samples = isinstance(one, Tensor) and one.ndim and len(one) == _SAMPLES
+    return {0: torch.export.Dim.DYNAMIC} if samples else None
+
+
+_WRITERS: Mapping[str, Callable[[Core, Any, Path, Facts], None]] = {
+    ".safetensors": _write_weights,
+    ".pt2": _write_network,
+}

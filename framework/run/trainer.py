@@ -1,0 +1,178 @@
+"""Lightning's ``Trainer`` as a run wants it: callbacks, logger, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from framework.checkpoint.file import CheckpointFiles, no_data
+from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.resume import Start
+from framework.checkpoint.saving import Checkpoints
+from framework.checkpoint.signals import Signals, StopOnSignal
+from framework.engine.loop import EpochLoop
+from framework.engine.notices import as_callbacks
+from framework.errors import UserError, one_line
+from framework.plugin.phase import Phase
+from framework.recipe.recipe import Recipe, lightning_options
+from framework.report.dashboard import Dashboard
+from framework.report.progress import make_progress
+from framework.run.quiet import quiet
+
+# options that say on what to evaluate; the rest of the Trainer's options is about training
+_MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """What becomes of a run's state.
+
+    Args:
+        folder: the run's folder, None to keep nothing.
+        signals: who may wish to stop.
+        every_n_steps: optimizer steps between two checkpoints, None for no such rule.
+        every_n_minutes: minutes between two checkpoints, None for no such rule.
+        after: optimizer steps of the run before a later phase, 0 for the run itself.
+    """
+
+    folder: RunFolder | None
+    signals: Signals
+    every_n_steps: int | None
+    every_n_minutes: float | None
+    after: int = 0
+
+
+def training_trainer(
+    recipe: Recipe, options: Mapping[str, Any], keeping: Keeping, phase: Phase | None, start: Start | None
+) -> pl.Trainer:
+    """Return the Trainer of a run, or of a later phase of it, that writes into the run's folder.
+
+    Args:
+        recipe: what is trained.
+        options: the Trainer's options.
+        keeping: what becomes of its state.
+        phase: the later phase, None for the run itself.
+        start: where it goes on, None from the beginning.
+
+    Raises:
+        UserError: where this machine lacks what the options ask for, or Lightning refuses them.
+    """
+    chosen: dict[str, Any] = {"enable_model_summary": False, **lightning_options(options)}
+    callbacks = [*as_callbacks(recipe.plugins), *(chosen.pop("callbacks", None) or [])]
+    folder = keeping.folder
+    if chosen.get("logger", True) is True:
+        chosen["logger"] = False
+        if folder is not None:
+            path = folder.curves(None if phase is None else phase.name)
+            # a TensorBoard that is open has seen steps that are made once more
+            purge = None if start is None else start.step + 1
+            chosen["logger"] = TensorBoardLogger(
+                path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
+            )
+    if chosen["logger"]:  # a user's own TensorBoardLogger is served too
+        callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
+    if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
+        callbacks.append(make_progress())
+    if phase is not None:
+        callbacks += phase.callbacks()
+    if folder is None:
+        chosen["enable_checkpointing"] = False
+    if folder is None or not chosen.get("enable_checkpointing", True):
+        callbacks.append(StopOnSignal(keeping.signals))
+    else:
+        files = CheckpointFiles()
+        chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
+        checkpoints = Checkpoints(
+            folder.checkpoints,
+            folder.curves(None if phase is None else phase.name),
+            files,
+            keeping.signals,
+            name="last" if phase is None else phase.name,
+            after=keeping.after,
+            monitor=recipe.monitor if phase is None and _is_validated(recipe) else None,
+            mode=recipe.mode,
+            every_n_steps=keeping.every_n_steps,
+            every_n_minutes=keeping.every_n_minutes,
+        )
+        callbacks.append(checkpoints)
+    trainer = _make(chosen, callbacks)
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
+    # with max_steps Lightning would end the epoch of a checkpoint from the end of an epoch once more, and skip the next
+    trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
+    return trainer
+
+
+def _never() -> bool:
+    return False
+
+
+def _listed(plugins: Any) -> list[Any]:
+    return list(plugins) if isinstance(plugins, (list, tuple)) else [] if plugins is None else [plugins]
+
+
+def _is_validated(recipe: Recipe) -> bool:
+    return recipe.data.val is not None or not recipe.monitor.startswith("val/")
+
+
+def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    try:
+        with quiet():
+            trainer = pl.Trainer(**options, callbacks=list(callbacks))
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+        raise UserError(f"trainer options: {one_line(error)}") from error
+    precision = options.get("precision")
+    if precision in ("16-mixed", "16", 16) and trainer.precision_plugin.precision != "16-mixed":
+        raise UserError(
+            f"trainer.precision={precision!r}: this machine has no device for it (on a CPU Lightning would take"
+            " bf16-mixed without telling); use --trainer.precision bf16-mixed or 32-true"
+        )
+    return trainer
+
+
+def evaluating_trainer(recipe: Recipe, options: Mapping[str, Any], callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    """Return a Trainer that evaluates and writes nothing, with the recipe's callbacks and others after them.
+
+    Raises:
+        UserError: where this machine lacks what the options ask for.
+    """
+    chosen = {k: v for k, v in lightning_options(options).items() if k in _MACHINE or k.startswith("limit_")}
+    chosen |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    chosen["plugins"] = [CheckpointFiles()]
+    return _make({**chosen, "enable_progress_bar": False}, [*as_callbacks(recipe.plugins), *callbacks])
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Tell in one line what Lightning itself refuses; errors of the user's own code stay what they are.
+
+    Raises:
+        UserError: in place of Lightning's error.
+    """
+    try:
+        yield
+    except IsADirectoryError as error:
+        raise UserError(
+            f"{error.filename}: a checkpoint in parts, which only the strategy that wrote it can read; evaluate with"
+            " --trainer.strategy and devices of the run, or train with strategy='fsdp2', which writes it whole"
+        ) from error
+    except UnpicklingError as error:  # of strategies that read checkpoints in their own way
+        raise no_data("the checkpoint", error) from error
+    except RuntimeError as error:
+        if str(error).startswith("Error(s) in loading state_dict"):
+            raise UserError(f"the checkpoint does not fit this network: {one_line(error)}") from error
+        raise
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        home = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if isinstance(error, MisconfigurationException) or home in ("pytorch_lightning", "lightning_fabric"):
+            raise UserError(one_line(error)) from error
+        raise

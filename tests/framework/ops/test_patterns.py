@@ -1,0 +1,109 @@
+"""Patterns over layers and weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from framework.errors import UserError
+from framework.ops.patterns import as_patterns, first_match, is_norm, select_layers, select_weights
+
+
+class Net(nn.Module):
+    """An encoder, a recurrent layer, and a decoder tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.encoder = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 4))
+        self.lstm = nn.LSTM(4, 4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embed.weight
+        self.scale = nn.Parameter(torch.ones(4))
+        self.frozen = nn.Linear(2, 2)
+        self.frozen.requires_grad_(False)
+
+
+WEIGHTS = ["embed.weight", "encoder.0.weight", "encoder.3.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("encoder.0", ["encoder.0"]),
+        ("ReLU", ["encoder.2"]),
+        ("Linear", ["encoder.0", "encoder.3", "head", "frozen"]),
+        ("head, encoder.[03]", ["encoder.0", "encoder.3", "head"]),
+        (["lstm", "L*m"], ["encoder.1", "lstm"]),
+    ],
+)
+def test_layers_by_name_or_class_in_the_models_order(patterns: str | list[str], expected: list[str]) -> None:
+    net = Net()
+    found = select_layers(net, patterns, who="me")
+    assert list(found) == expected
+    assert all(net.get_submodule(name) is layer for name, layer in found.items())
+
+
+def test_all_layers_but_not_the_network_itself() -> None:
+    assert "" not in select_layers(Net(), "*", who="me")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("*", WEIGHTS),
+        ("encoder.*", WEIGHTS[1:3]),
+        ("encoder.0", WEIGHTS[1:2]),
+        ("Linear", WEIGHTS[:3]),
+        ("LSTM", WEIGHTS[3:]),
+        ("*.weight_hh_*", WEIGHTS[4:]),
+        ("embed, lstm", [WEIGHTS[0], *WEIGHTS[3:]]),
+    ],
+)
+def test_weights_by_name_layer_or_class(patterns: str, expected: list[str]) -> None:
+    """Tied weights once, frozen ones, biases and norm gains not."""
+    net = Net()
+    found = select_weights(net, patterns, who="me")
+    assert list(found) == expected
+    assert all(net.get_parameter(name) is weight for name, weight in found.items())
+
+
+def test_biases_and_gains_on_request() -> None:
+    found = select_weights(Net(), "*", who="me", biases=True)
+    assert {"scale", "encoder.1.weight", "encoder.0.bias", "lstm.bias_ih_l0", "head.bias"} < set(found)
+    assert not any("frozen" in name or name == "head.weight" for name in found)
+
+
+def test_a_tied_weight_is_found_by_either_of_its_names() -> None:
+    assert list(select_weights(Net(), "head", who="me")) == ["embed.weight"]
+    assert list(select_weights(Net(), "Embedding, head.weight", who="me")) == ["embed.weight"]
+
+
+def test_patterns_that_match_nothing_are_told() -> None:
+    with pytest.raises(UserError, match=r"me: pattern 'RelU' matches no layer of Net; did you mean 'ReLU'\?"):
+        select_layers(Net(), "head, RelU", who="me")
+    with pytest.raises(
+        UserError, match=r"pattern 'encodr.0.weight' matches no weight of Net; did you mean 'encoder.0.w"
+    ):
+        select_weights(Net(), "encodr.0.weight", who="me")
+    with pytest.raises(UserError, match="frozen"):
+        select_weights(Net(), "frozen", who="me")
+
+
+@pytest.mark.parametrize("empty", ["", " , ", []])
+def test_no_pattern_at_all_is_told(empty: str | list[str]) -> None:
+    with pytest.raises(UserError, match="me: no pattern"):
+        select_layers(Net(), empty, who="me")
+    with pytest.raises(UserError, match="me: no pattern"):
+        select_weights(Net(), empty, who="me")
+
+
+def test_small_helpers() -> None:
+    assert as_patterns("a, b,,c ") == ("a", "b", "c")
+    assert as_patterns(["a,b"]) == ("a,b",)
+    assert first_match("encoder.0", ["head", "encoder.*", "*"]) == "encoder.*"
+    assert first_match("x", ["y"]) is None
+    assert is_norm(nn.RMSNorm(3))
+    assert is_norm(nn.BatchNorm2d(3))
+    assert not is_norm(nn.Linear(1, 1))

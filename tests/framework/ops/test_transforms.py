@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, stats
+from torch.nn import functional
+
+from framework.errors import UserError
+from framework.ops.transforms import (
+    Draws,
+    GaussianNoise,
+    RandomAffine,
+    RandomBrightnessContrast,
+    RandomCrop,
+    RandomCutout,
+    RandomFlip,
+    affine,
+    brightness_contrast,
+    crop,
+    cutout,
+    flip,
+    random_centres,
+)
+from framework.plugin import Plugin
+from framework.plugin.edits import WeightEdits
+from framework.plugin.step import Step
+
+
+class Changer(Plugin):
+    pass
+
+
+def step_of(count: int, start: int = 0, micro: int = 0, index: int = 0) -> Step:
+    step = Step(0, WeightEdits())
+    step.index, step.start, step.count, step.micro = index, start, count, micro
+    return step
+
+
+def draws_of(count: int, **where: int) -> Draws:
+    return Draws(step_of(count, **where), Changer())
+
+
+def images(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+EVERY = [
+    RandomFlip(),
+    RandomFlip(axis="vertical"),
+    RandomCrop(2),
+    RandomCrop(2, fill="reflect"),
+    RandomCrop(0, size=5),
+    RandomAffine(),
+    RandomCutout(4, 0.7),
+    GaussianNoise(),
+    RandomBrightnessContrast(),
+]
+ABSENT = [
+    RandomFlip(0.0),
+    RandomCrop(0),
+    RandomAffine(0.0, 0.0),
+    RandomCutout(0),
+    RandomCutout(4, 0.0),
+    GaussianNoise(0.0),
+    RandomBrightnessContrast(0.0, 0.0),
+]
+
+
+# ---- what holds for each of them ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=repr)
+def test_micro_batches_are_changed_as_one_batch(transform):
+    x = images(64, 3, 8, 10)
+    whole = transform(x, draws_of(64))
+    parts = [transform(x[i : i + 16], draws_of(16, start=i, micro=i // 16)) for i in range(0, 64, 16)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(transform(x, draws_of(64, index=1)), whole)
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=repr)
+def test_each_sample_is_changed_in_its_own_way(transform):
+    x = images(1, 3, 8, 10).expand(64, -1, -1, -1).contiguous()
+    changed = transform(x, draws_of(64)).flatten(1)
+    kinds = len(torch.unique(changed, dim=0))
+    assert kinds == 2 if isinstance(transform, RandomFlip) else kinds >= 12
+
+
+@pytest.mark.parametrize("transform", EVERY, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_inputs_keep_their_type_and_stay_as_they_are(transform, dtype):
+    x = images(8, 1, 8, 8).to(dtype)
+    before = x.clone()
+    assert transform(x, draws_of(8)).dtype == dtype
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("transform", ABSENT, ids=repr)
+def test_strength_zero_is_absent_bit_for_bit(transform):
+    x = images(8, 3, 6, 6)
+    assert torch.equal(transform(x, draws_of(8)), x)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: RandomFlip(1.5), "RandomFlip(probability=1.5): probability must be a number >= 0 and <= 1"),
+        (lambda: RandomFlip(axis="left"), "'horizontal', 'vertical'"),
+        (lambda: RandomCrop(-1), "RandomCrop(padding=-1)"),
+        (lambda: RandomAffine(181.0), "RandomAffine(degrees=181.0)"),
+        (lambda: RandomCutout(2.5), "RandomCutout(size=2.5): size must be a whole number"),
+        (lambda: GaussianNoise(math.nan), "GaussianNoise(std=nan)"),
+        (lambda: RandomBrightnessContrast(contrast=2.0), "contrast must be"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(make, words):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert words in str(caught.value)
+
+
+def test_two_draws_of_one_transform_are_independent():
+    draws = draws_of(500)
+    x = torch.empty(500, 1)
+    a, b = draws.uniform(x, 1)[:, 0], draws.uniform(x, 1)[:, 0]
+    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 4 / math.sqrt(500)
+
+
+# ---- flips and crops -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("axis", "dim"), [("horizontal", 3), ("vertical", 2)])
+def test_flips_mirror_the_share_asked_for(axis, dim):
+    x = images(1000, 1, 3, 4)
+    y = RandomFlip(0.3, axis)(x, draws_of(1000))
+    mirrored = (y == x.flip(dim)).flatten(1).all(1)
+    assert torch.equal(y[~mirrored], x[~mirrored])
+    assert stats.binomtest(int(mirrored.sum()), 1000, 0.3).pvalue > 0.01
+
+
+def test_flip_works_on_whole_numbers():
+    assert flip(torch.tensor([[[1, 2]]], dtype=torch.uint8), torch.tensor([True])).tolist() == [[[2, 1]]]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("dim", [-1, -2])
+def test_flip_equals_a_choice_image_by_image(dim, kind, layout):
+    x = (images(6, 3, 9, 7) * 255).to(kind).contiguous(memory_format=layout)
+    for flipped in (torch.tensor([True, False, False, True, True, False]), torch.zeros(6) > 0, torch.ones(6) > 0):
+        expected = [image.flip(dim) if one else image for image, one in zip(x, flipped, strict=True)]
+        assert torch.equal(flip(x, flipped, dim), torch.stack(expected))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_equals_slices(channels, kind, layout):
+    x = (images(6, channels, 9, 7) * 255).to(kind).contiguous(memory_format=layout)
+    corners = torch.tensor([[0, 0], [4, 3], [1, 2], [3, 0], [0, 3], [2, 1]])
+    expected = torch.stack([image[:, t : t + 5, left : left + 4] for image, (t, left) in zip(x, corners, strict=True)])
+    assert torch.equal(crop(x, corners, (5, 4)), expected)
+
+
+@pytest.mark.parametrize(("fill", "mode"), [("constant", "constant"), ("reflect", "reflect"), ("replicate", "edge")])
+def test_random_crop_gives_every_window_of_the_padded_image_as_often(fill, mode):
+    image = images(1, 1, 4, 5)
+    padded = np.pad(image[0, 0].numpy(), 1, mode=mode)
+    windows = np.stack([padded[t : t + 4, left : left + 5] for t in range(3) for left in range(3)])
+    y = RandomCrop(1, fill=fill)(image.expand(900, -1, -1, -1), draws_of(900)).numpy()
+    match = (y == windows[None]).all(axis=(2, 3))
+    assert (match.sum(1) == 1).all()
+    assert stats.chisquare(match.sum(0)).pvalue > 0.01
+
+
+def test_random_crop_to_a_size():
+    assert RandomCrop(0, size=3)(images(4, 2, 5, 6), draws_of(4)).shape == (4, 2, 3, 3)
+
+
+@pytest.mark.parametrize("transform", [RandomCrop(1, size=9), RandomCrop(6, fill="reflect")])
+def test_crops_that_do_not_fit_are_refused(transform):
+    with pytest.raises(UserError, match="does not fit images of 6 x 6"):
+        transform(images(2, 1, 6, 6), draws_of(2))
+
+
+def test_centres_are_uniform_over_all_pixels_and_stay_inside():
+    u = images(6000, 2)
+    counts = torch.bincount(random_centres(u, 3, 4) @ torch.tensor([4, 1]), minlength=12)
+    assert stats.chisquare(counts.numpy()).pvalue > 0.01
+    largest = torch.full((1, 2), 1 - 2**-24)
+    for length in (3, 7, 28, 33, 255, 1023):
+        assert random_centres(largest, length, length).tolist() == [[length - 1, length - 1]]
+
+
+# ---- the others ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_quarter_turns_are_those_of_numpy(degrees):
+    x = images(2, 3, 6, 6)
+    turned = affine(x, torch.full((2,), math.radians(degrees)), torch.ones(2))
+    expected = torch.from_numpy(np.rot90(x.numpy(), degrees // 90, axes=(2, 3)).copy())
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("degrees", "scale"), [(20.0, 1.0), (-35.0, 1.3), (0.0, 0.8)])
+def test_affine_equals_scipys_on_images_that_are_not_square(degrees, scale):
+    x = functional.avg_pool2d(images(1, 1, 24, 32), 3, 1)
+    height, width = x.shape[-2:]
+    angle = math.radians(degrees)
+    # scipy: output at index o is input at matrix @ o + offset, in (row, column)
+    matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]) / scale
+    centre = np.array([(height - 1) / 2, (width - 1) / 2])
+    expected = ndimage.affine_transform(x[0, 0].numpy(), matrix, centre - matrix @ centre, order=1, mode="constant")
+    actual = affine(x, torch.tensor([angle]), torch.tensor([scale]))[0, 0].numpy()
+    inside = expected[4:-4, 8:-8]
+    np.testing.assert_allclose(actual[4:-4, 8:-8][inside > 0], inside[inside > 0], atol=2e-5)
+    assert (inside > 0).mean() > 0.8
+
+
+def test_random_affine_draws_angle_and_scale_within_bounds():
+    # a single bright pixel right of the centre tells both
+    x = torch.zeros(400, 1, 41, 41)
+    x[:, 0, 20, 34:37] = 1.0
+    y = RandomAffine(30.0, 0.2)(x, draws_of(400))[:, 0]
+    along = torch.arange(41.0) - 20
+    mass = y.sum((1, 2))
+    column, row = (y.sum(1) @ along) / mass, (y.sum(2) @ along) / mass
+    angles, scales = torch.rad2deg(torch.atan2(-row, column)), torch.hypot(row, column) / 15
+    assert angles.abs().max() < 30.5
+    assert 1 / 1.2 - 0.02 < scales.min() < 0.85
+    assert 1.15 < scales.max() < 1.22
+    assert stats.kstest(angles.numpy(), stats.uniform(-30, 60).cdf).pvalue > 0.01
+
+
+def test_cutout_equals_slices_and_clips_at_the_border():
+    x = images(5, 2, 7, 9) + 1
+    centres = torch.tensor([[0, 0], [3, 4], [6, 8], [0, 8], [2, 1]])
+    for size in (1, 2, 3, 4, 20):
+        expected = x.clone()
+        for image, (row, column) in zip(expected, centres.tolist(), strict=True):
+            top, left = row - size // 2, column - size // 2
+            image[:, max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = 0
+        assert torch.equal(cutout(x, centres, size), expected)
+
+
+def test_cutout_hits_the_share_asked_for():
+    x = torch.ones(1000, 1, 4, 4)
+    hit = (RandomCutout(2, 0.25)(x, draws_of(1000)) == 0).flatten(1).any(1)
+    assert stats.binomtest(int(hit.sum()), 1000, 0.25).pvalue > 0.01
+
+
+def test_cutout_works_on_whole_numbers():
+    x = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
+    assert cutout(x, torch.tensor([[0, 0]]), 1).tolist() == [[[[0, 255], [255, 255]]]]
+
+
+def test_brightness_and_contrast_move_mean_and_spread_of_each_image():
+    x = images(4, 3, 5, 5, seed=1)
+    brightness, contrast = torch.tensor([0.0, 0.5, -0.2, 0.1]), torch.tensor([0.0, 0.0, 1.0, -1.0])
+    y = brightness_contrast(x, brightness, contrast)
+    torch.testing.assert_close(y.flatten(1).mean(1), x.flatten(1).mean(1) + brightness)
+    torch.testing.assert_close(y.flatten(1).std(1), x.flatten(1).std(1) * (1 + contrast), atol=1e-6, rtol=1e-5)
+
+
+def test_brightness_and_contrast_are_drawn_within_bounds():
+    x = images(500, 1, 6, 6)
+    y = RandomBrightnessContrast(0.3, 0.2)(x, draws_of(500))
+    shift = (y.mean((1, 2, 3)) - x.mean((1, 2, 3))).numpy()
+    spread = (y.flatten(1).std(1) / x.flatten(1).std(1) - 1).numpy()
+    assert stats.kstest(shift, stats.uniform(-0.3, 0.6).cdf).pvalue > 0.01
+    assert stats.kstest(spread, stats.uniform(-0.2, 0.4).cdf).pvalue > 0.01
+
+
+def test_gaussian_noise_has_its_standard_deviation():
+    y = GaussianNoise(0.5)(torch.ones(200, 1, 10, 10), draws_of(200))
+    assert abs(y.mean() - 1) < 4 * 0.5 / math.sqrt(y.numel())
+    assert abs(y.std() - 0.5) < 4 * 0.5 / math.sqrt(2 * y.numel())

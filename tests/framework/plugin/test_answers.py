@@ -1,0 +1,49 @@
+"""How answers combine, apart from any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from framework.errors import UserError
+from framework.plugin import Plugin
+from framework.plugin.answers import Answers
+
+
+class Add(Plugin):
+    what: str = "a"
+
+    def transform_batch(self, batch: Any, step: Any) -> Any:
+        return batch + self.what
+
+    def make_optimizer(self, groups: Any) -> Any:
+        return self.what or None
+
+
+class Silent(Plugin):
+    pass
+
+
+def test_fold_goes_in_recipe_order() -> None:
+    answers = Answers([Add("x", name="1"), Silent(), Add("y", name="2")])
+    assert answers.fold("transform_batch", "_", None) == "_xy"
+    assert [plugin.name for plugin in answers.of("transform_batch")] == ["1", "2"]
+
+
+def test_an_unused_hook_has_no_calls() -> None:
+    answers = Answers([Silent()])
+    assert answers.calls("penalty") == ()
+    assert answers.fold("transform_batch", "_", None) == "_"
+    assert answers.sole("make_optimizer", []) is None
+
+
+def test_sole_takes_the_one_answer_that_is_not_none() -> None:
+    answers = Answers([Add("", name="1"), Add("y", name="2"), Silent()])
+    assert answers.sole("make_optimizer", []) == "y"
+
+
+def test_two_answers_are_an_error_that_names_both() -> None:
+    answers = Answers([Add("x", name="one"), Add("y", name="two")])
+    with pytest.raises(UserError, match=r"make_optimizer: 'one' and 'two' both answer.*--without two"):
+        answers.sole("make_optimizer", [])

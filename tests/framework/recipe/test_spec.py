@@ -1,0 +1,114 @@
+"""An order on top of what a run was ordered with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+from framework import Data, Plugin, Recipe
+from framework.errors import UserError
+from framework.recipe.spec import Order
+from framework.settings import plain
+
+
+class Half(Plugin):
+    factor: float = 0.5
+    also: dict[str, Any] | None = None
+
+    def after_update(self, step: Any) -> None: ...
+
+
+class Third(Plugin):
+    factor: float = 0.3
+
+    def after_update(self, step: Any) -> None: ...
+
+
+def tiny(
+    width: int = 3, widths: tuple[int, ...] = (), kind: Literal["a", "b"] = "a", where: Path = Path("x")
+) -> Recipe:
+    model = nn.Linear(2, width)
+    return Recipe(model, Data((torch.ones(4, 2), torch.ones(4, width))), loss=mse_loss, plugins=[Half(), Third()])
+
+
+def order(**given: Any) -> Order:
+    names = ("seed", "parameters", "trainer", "settings")
+    rest = {"with_": given.get("with_", ()), "without": given.get("without", ())}
+    return Order(tiny, *(given.get(name) for name in names), **rest, on_nonfinite=given.get("on_nonfinite"))
+
+
+def recorded(**given: Any) -> dict[str, Any]:
+    """Return what run.json holds of an order."""
+    record: dict[str, Any] = json.loads(json.dumps(plain(order(**given).record())))
+    return record
+
+
+EVERYTHING: dict[str, Any] = {
+    "seed": 7,
+    "parameters": {"width": 4, "widths": (5, 6), "kind": "b", "where": Path("y")},
+    "trainer": {"max_epochs": 3, "precision": "32-true"},
+    "settings": {"half.factor": 0.25, "half.also": {"a": [1, 2]}},
+    "without": ["third"],
+    "on_nonfinite": "skip",
+}
+
+
+def test_an_order_that_says_nothing_takes_all_of_the_record() -> None:
+    new, old = order(), order(**EVERYTHING)
+    new.on_top_of(recorded(**EVERYTHING), training=True)
+    ours, theirs = new.build(), old.build()
+    assert ours.parameters == theirs.parameters == {**EVERYTHING["parameters"]}
+    assert [plugin.declared_ for plugin in ours.plugins] == [plugin.declared_ for plugin in theirs.plugins]
+    assert ours.plugins[0].declared_["factor"] == 0.25
+    assert (ours.trainer, new.seed, new.on_nonfinite) == (theirs.trainer, 7, "skip")
+    assert torch.equal(ours.model.weight, theirs.model.weight)
+    assert plain(new.record()) == plain(old.record())
+
+
+def test_what_is_said_anew_goes_first() -> None:
+    new = order(
+        seed=0, parameters={"width": 5}, trainer={"max_epochs": 9}, settings={"half.factor": 1.0}, on_nonfinite="stop"
+    )
+    new.on_top_of(recorded(**EVERYTHING), training=True)
+    built = new.build()
+    assert (new.seed, new.on_nonfinite) == (0, "stop")
+    assert built.parameters == {**EVERYTHING["parameters"], "width": 5}
+    assert built.trainer == {"max_epochs": 9, "precision": "32-true"}
+    assert built.plugins[0].declared_["factor"] == 1.0
+
+
+def test_an_evaluation_leaves_what_is_about_training() -> None:
+    new = order()
+    new.on_top_of(recorded(**EVERYTHING), training=False)
+    assert (new.seed, new.trainer, new.on_nonfinite) == (7, {}, "stop")
+
+
+def test_added_plugins_come_again_and_more_of_them_after() -> None:
+    new = order(with_=[("weight_noise", {"std": 0.5})])
+    new.on_top_of(recorded(with_=[("input_noise", {"std": 0.25})]), training=True)
+    assert [plugin.name for plugin in new.build().plugins] == ["half", "third", "input_noise", "weight_noise"]
+    assert new.build().plugins[2].declared_["std"] == 0.25
+
+
+def test_a_command_that_is_typed_once_more_adds_nothing_twice() -> None:
+    again = {"with_": [("input_noise", {"std": 0.25})], "without": ["third"]}
+    new = order(**again)
+    new.on_top_of(recorded(**again), training=True)
+    assert [plugin.name for plugin in new.build().plugins] == ["half", "input_noise"]
+
+
+def test_options_that_are_objects_are_not_recorded() -> None:
+    record = recorded(trainer={"max_epochs": 2, "callbacks": [object()], "profiler": None})
+    assert record["trainer"] == {"max_epochs": 2, "profiler": None}
+
+
+@pytest.mark.parametrize("seed", [True, -1, 0.5])
+def test_wrong_seeds(seed: Any) -> None:
+    with pytest.raises(UserError, match="whole number"):
+        order(seed=seed)
