@@ -1,70 +1,86 @@
-"""Second evaluations: the step's gradient, or one micro-batch, evaluated once more."""
+"""The forward pass of a micro-batch: seeded, under autocast, and repeatable without a trace."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
+from pytorch_lightning.plugins import MixedPrecision
 
 from framework.data.batch import Outcome
+from framework.engine.objective import Objective
 from framework.ops.buffers import keep_buffers
 
-if TYPE_CHECKING:
-    from framework.data.data import Window
-    from framework.engine.core import Core
 
-
-class Again:
-    """Evaluates once more as if it had not: same random draws, no trace in buffers and logs.
-
-    Buffers of the network (running statistics of BatchNorm above all) are put back by copy, and nothing that is
-    evaluated again is logged or shown to metrics.
+class Forward:
+    """Evaluates J of micro-batches; a second time with the same draws, and without a trace in buffers and logs.
 
     Args:
-        core: whose objective is evaluated.
+        objective: what is evaluated.
     """
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
 
-    @contextmanager
-    def _untraced(self) -> Iterator[None]:
-        core = self._core
-        put_buffers_back = keep_buffers(core.model)
-        core.at.again += 1
-        try:
-            with core.edits.nested():
-                yield
-        finally:
-            core.at.again -= 1
-            put_buffers_back()
+    def prepare(self) -> None:
+        """Find out the run's precision; called once training starts."""
+        precision = self._objective.trainer.precision_plugin
+        self._stream = self._objective.at.stream("model")
+        self._autocast = precision.forward_context if isinstance(precision, MixedPrecision) else None
 
-    def gradient(self, window: Window, edit: Callable[[], None]) -> None:
-        """Replace the weights' gradient by the one at edited weights, over all micro-batches of the window.
+    def __call__(self, batch: Any, *, full_precision: bool = False) -> Outcome:
+        """Return J and the prediction of a micro-batch; every call within the micro-batch makes the same draws.
 
         Args:
-            window: the step's window.
-            edit: edits weights in place, each saved first by ``step.edits.save``; undone on every way out.
+            batch: the micro-batch, after the plugins' transforms.
+            full_precision: disable autocast.
         """
-        core = self._core
-        with core.edits.nested():
-            with torch.no_grad():
-                edit()
-            core.update.zero_gradients()
-            with self._untraced():
-                core.gradient(window)
+        objective, step = self._objective, self._objective.at
+        _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, objective.device)
+        if self._autocast is None or full_precision:
+            outcome = objective.compute_loss(batch)
+        else:
+            with self._autocast():
+                outcome = objective.compute_loss(batch)
+        return Outcome.of(outcome, f"step {step.index}")
+
+    @contextmanager
+    def untraced(self) -> Iterator[None]:
+        """Let what is evaluated within leave nothing behind.
+
+        Buffers of the network (running statistics of BatchNorm above all) are restored by copy, edits of weights are
+        undone, and nothing is logged or shown to metrics.
+        """
+        objective = self._objective
+        put_buffers_back = keep_buffers(objective.model)
+        objective.at.again += 1
+        try:
+            with objective.edits.nested():
+                yield
+        finally:
+            objective.at.again -= 1
+            put_buffers_back()
 
     def evaluate(self, batch: Any, *, full_precision: bool = False) -> Outcome:
-        """Return J of a micro-batch evaluated once more, with a graph, to be used within ``penalty``.
+        """Return J of a micro-batch evaluated a second time, with a graph, for use within ``penalty``.
 
         The network draws what it drew in the micro-batch's own forward, and plugins change activations as they did.
 
         Args:
             batch: the step's micro-batch (``step.batch``) with another input or target.
-            full_precision: leave autocast off, for differences too small for half precision.
+            full_precision: disable autocast, for differences too small for half precision.
         """
-        core = self._core
-        with self._untraced():
-            return core.gradient.outcome(batch, full_precision=full_precision)
+        with self.untraced():
+            return self(batch, full_precision=full_precision)
+
+
+def _seed_global_generator(seed: int, device: torch.device) -> None:
+    # torch.manual_seed seeds every backend there is and takes some 0.3 ms; the model draws from one
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)

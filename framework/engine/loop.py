@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import Precision as FabricPrecision
@@ -15,10 +15,8 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy, Strategy
 
 from framework.data.data import TrainLoader, Window
+from framework.engine.core import Core
 from framework.engine.gradient import has_own
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
 
 
 class _Epoch(NamedTuple):
@@ -72,10 +70,8 @@ class EpochLoop(_TrainingEpochLoop):
         self._epoch = self._find_out(data_fetcher)
 
     def _find_out(self, fetcher: _DataFetcher) -> _Epoch | None:
-        from framework.engine.core import Core
-
         trainer = self.trainer
-        core, strategy, precision = cast("Core", trainer.lightning_module), trainer.strategy, trainer.precision_plugin
+        core, strategy, precision = cast(Core, trainer.lightning_module), trainer.strategy, trainer.precision_plugin
         if (
             type(fetcher) is not _PrefetchDataFetcher
             or not isinstance(fetcher.combined_loader.iterables, TrainLoader)

@@ -1,10 +1,10 @@
-"""Where the first number that is not finite comes from."""
+"""Explains where the first number that is not finite comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,105 +13,64 @@ from torch.utils.hooks import RemovableHandle
 
 from framework.data.batch import MixedTarget, input_of, size_of, target_of
 from framework.data.data import TrainLoader
+from framework.engine.forward import Forward
+from framework.engine.objective import Objective
 from framework.errors import NonFiniteError, UserError
-from framework.ops.patterns import is_norm
-from framework.ops.shards import is_sharded, locals_of
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
+from framework.ops.finite import finite_weights
+from framework.ops.shards import is_sharded
 
 
-@torch.no_grad()
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor with an entry that is infinite or not a number, None where there is none.
+def explain_nonfinite(
+    objective: Objective, forward: Forward, raw: Any, terms: Mapping[str, Tensor], total: Tensor
+) -> str:
+    """Return one line on an objective that is not finite: which term, what caused it, and what to do.
 
-    One number is read from the device, however many tensors there are. Where one is sharded, all ranks have to ask.
-    """
-    named = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
-    # the strided entries of a sparse tensor; no entry has no largest one
-    parts = zip(named, locals_of(named.values()), strict=True)
-    entries = {name: values for name, t in parts if (values := t._values() if t.is_sparse else t).numel()}
-    flags = torch.zeros(len(named), dtype=torch.bool)
-    if entries:
-        largest = torch._foreach_norm(list(entries.values()), torch.inf)
-        torch._foreach_mul_(largest, 0.0)  # zero, or no number
-        read = torch.stack([value.float() for value in largest]).isnan().tolist()
-        told = dict(zip(entries, read, strict=True))
-        flags = torch.tensor([told.get(name, False) for name in named])
-    if any(is_sharded(t) for t in named.values()):
-        device = next(iter(entries.values())).device if entries else torch.get_default_device()
-        shared = flags.to(device, torch.float32)
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-        flags = shared.cpu() > 0
-    return next((name for name, flag in zip(named, flags.tolist(), strict=True) if flag), None)
-
-
-def finite_weights(core: Core) -> str | None:
-    """Return the name of the first weight of the network that is not finite, None where all are.
-
-    Running statistics of normalization layers count as weights: they outlive the batch that spoiled them. Other buffers
-    may be infinite by intent, such as masks. Where parameters are sharded, all ranks have to ask.
+    To find the first layer whose output is not finite, the micro-batch at hand is evaluated a second time, with the
+    same draws and no trace; not where ranks would have to do that together.
 
     Args:
-        core: whose network is looked at.
-    """
-    statistics = {
-        f"{layer}.{name}" if layer else name: buffer
-        for layer, module in core.model.named_modules()
-        if is_norm(module)
-        for name, buffer in module.named_buffers(recurse=False)
-    }
-    return first_not_finite({**dict(core.model.named_parameters()), **statistics})
-
-
-def tell(core: Core, raw: Any, terms: Mapping[str, Tensor], objective: Tensor) -> str:
-    """Return one line on an objective that is not finite: which term, what it comes of, and what to do.
-
-    To find the first layer whose output is not finite, the micro-batch at hand is evaluated once more, with the same
-    draws and no trace; not where ranks would have to do that together.
-
-    Args:
-        core: whose step it is, within the micro-batch.
-        raw: the micro-batch as the loader handed it over.
+        objective: whose step it is, within the micro-batch.
+        forward: evaluates it.
+        raw: the micro-batch as the loader yielded it.
         terms: J (``"loss"``) and the terms of the plugins by tag.
-        objective: their sum.
+        total: their sum.
     """
     name = next((tag for tag, term in terms.items() if not torch.isfinite(term).all()), "objective")
-    value = terms.get(name, objective).item()
-    causes = [cause for cause in (_weight(core), *_in_batch(core, raw)) if cause]
-    if name == "loss" and (layer := _layer(core, has_cause=bool(causes))):
+    value = terms.get(name, total).item()
+    causes = [cause for cause in (_weight(objective), *_in_batch(objective, raw)) if cause]
+    if name == "loss" and (layer := _layer(objective, forward, has_cause=bool(causes))):
         causes.append(layer)
     said = {"loss": "the loss", "objective": "the sum of loss and terms"}.get(name, name)
     reason = f": {', and '.join(causes)}" if causes else ""
-    return f"step {core.at.index}: {said} is {value}{reason}; {NonFiniteError.ADVICE}"
+    return f"step {objective.at.index}: {said} is {value}{reason}; {NonFiniteError.ADVICE}"
 
 
-def _weight(core: Core) -> str:
-    """Tell of a weight that is not finite, and whether an edit made it so."""
-    name = finite_weights(core) if core.at.world == 1 or not _evaluates_together(core) else None
+def _weight(objective: Objective) -> str:
+    """Return a clause on a weight that is not finite, and whether an edit made it so; empty where all are."""
+    name = finite_weights(objective.model) if objective.at.world == 1 or not _evaluates_together(objective) else None
     if name is None:
         return ""
-    weight = dict(core.model.named_parameters()).get(name)
-    before = core.edits.before(weight) if weight is not None else None
+    weight = dict(objective.model.named_parameters()).get(name)
+    before = objective.edits.before(weight) if weight is not None else None
     if before is not None and torch.isfinite(before).all():
-        hook = "second_gradient" if core.at.again else "edit_weights"
-        editors = " and ".join(repr(plugin.name) for plugin in core.answers.of(hook))
+        hook = "second_gradient" if objective.at.again else "edit_weights"
+        editors = " and ".join(repr(plugin.name) for plugin in objective.answers.of(hook))
         return f"{name!r} is not finite as {hook} of {editors} left it"
     return f"{name!r} is not finite since an earlier update"
 
 
-def _in_batch(core: Core, raw: Any) -> Iterator[str]:
-    """Tell of a batch that is not finite: by its loader, or by the first plugin that made it so."""
+def _in_batch(objective: Objective, raw: Any) -> Iterator[str]:
+    """Yield a clause on a batch that is not finite: by its loader, or by the first plugin that made it so."""
     for part, read in (("input", input_of), ("target", target_of)):
         row = _bad_row(_part(raw, read))
         if row is not None:
-            yield f"the {part} of {_sample(core, raw, row)} is not finite"
+            yield f"the {part} of {_sample(objective, raw, row)} is not finite"
             return
-    if core.at.batch is None or _bad_row(_part(core.at.batch, input_of)) is None:
+    if objective.at.batch is None or _bad_row(_part(objective.at.batch, input_of)) is None:
         return
     batch = raw
-    for plugin in core.answers.of("transform_batch"):
-        batch = plugin.transform_batch(batch, core.at)
+    for plugin in objective.answers.of("transform_batch"):
+        batch = plugin.transform_batch(batch, objective.at)
         if _bad_row(_part(batch, input_of)) is not None:
             yield f"the input is not finite as transform_batch of {plugin.name!r} made it"
             return
@@ -133,40 +92,40 @@ def _bad_row(part: Any) -> int | None:
     return None
 
 
-def _sample(core: Core, raw: Any, row: int) -> str:
+def _sample(objective: Objective, raw: Any, row: int) -> str:
     """Name a row of the micro-batch: by its sample in the training part where rows are samples."""
-    loader = core.trainer.train_dataloader
-    if isinstance(loader, TrainLoader) and size_of(raw) == core.at.count:
-        batch = core.trainer.fit_loop.epoch_loop.batch_idx
-        return f"training sample {loader.sample_at(batch, core.at.start + row)}"
-    return f"row {row} of micro-batch {core.at.micro}"
+    loader = objective.trainer.train_dataloader
+    if isinstance(loader, TrainLoader) and size_of(raw) == objective.at.count:
+        batch = objective.trainer.fit_loop.epoch_loop.batch_idx
+        return f"training sample {loader.sample_at(batch, objective.at.start + row)}"
+    return f"row {row} of micro-batch {objective.at.micro}"
 
 
-def _layer(core: Core, *, has_cause: bool) -> str:
-    """Tell of the first layer, in the order of execution, whose output is not finite."""
-    if core.at.world > 1 and _evaluates_together(core):
+def _layer(objective: Objective, forward: Forward, *, has_cause: bool) -> str:
+    """Return a clause on the first layer, in order of execution, whose output is not finite; empty for none."""
+    if objective.at.world > 1 and _evaluates_together(objective):
         return ""
     found: list[str] = []
-    network = core.__dict__["_network"]
-    object.__setattr__(core, "_network", core.model)  # a compiled network does not ask hooks that come later
+    network = objective.__dict__["_network"]
+    object.__setattr__(objective, "_network", objective.model)  # a compiled network does not call hooks that come later
     try:
-        with _watched(core, found):
-            loss = core.again.evaluate(core.at.batch).loss
+        with _watched(objective, found):
+            loss = forward.evaluate(objective.at.batch).loss
     except Exception:  # what the user's code makes of such numbers is not to hide where they come from
         loss = None
     finally:
-        object.__setattr__(core, "_network", network)
+        object.__setattr__(objective, "_network", network)
     if found:
         if has_cause:
             return f"the first output that is not is that of {found[0]}"
         return f"the first value that is not finite is the output of {found[0]}"
     if loss is not None and torch.isfinite(loss).all():
-        return "evaluated once more it is finite, so that it hangs on a draw that is not keyed, or on the machine"
+        return "evaluated a second time it is finite, so that it depends on a draw that is not keyed, or on the machine"
     return "" if has_cause else "every layer's output is finite, what the loss makes of the last one is not"
 
 
 @contextmanager
-def _watched(core: Core, found: list[str]) -> Iterator[None]:
+def _watched(objective: Objective, found: list[str]) -> Iterator[None]:
     """Note the layers whose outputs are not finite, in the order of execution, and those that plugins made so."""
     handles: list[RemovableHandle] = []
 
@@ -178,10 +137,10 @@ def _watched(core: Core, found: list[str]) -> Iterator[None]:
         return note
 
     try:
-        for name, layer in core.model.named_modules():
+        for name, layer in objective.model.named_modules():
             words = f"{f'layer {name!r}' if name else 'the network'} ({type(layer).__name__})"
             handles.append(layer.register_forward_hook(hook(words), prepend=True))
-            if watchers := " and ".join(repr(plugin.name) for plugin in core.observers.of(name)):
+            if watchers := " and ".join(repr(plugin.name) for plugin in objective.observers.of(name)):
                 words += f" as transform_activation of {watchers} changed it"
                 handles.append(layer.register_forward_hook(hook(words)))
         yield
@@ -190,10 +149,10 @@ def _watched(core: Core, found: list[str]) -> Iterator[None]:
             handle.remove()
 
 
-def _evaluates_together(core: Core) -> bool:
-    """Tell whether the ranks' forwards wait for one another."""
-    return any(is_sharded(p) for p in core.model.parameters()) or any(
-        isinstance(layer, nn.SyncBatchNorm) for layer in core.model.modules()
+def _evaluates_together(objective: Objective) -> bool:
+    """Return whether the forward of one rank waits for those of others."""
+    return any(is_sharded(p) for p in objective.model.parameters()) or any(
+        isinstance(layer, nn.SyncBatchNorm) for layer in objective.model.modules()
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from framework.ops.shards import whole
+from framework.plugin.hooks import NOTICES
 from framework.plugin.plugin import Plugin
 
 _KEY = "plugins/"
-_NOTICES = tuple(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
 
 
 class Notices(Callback):
@@ -28,7 +28,7 @@ class Notices(Callback):
     def __init__(self, plugins: Sequence[Plugin], group: int = 0) -> None:
         self._plugins = list(plugins)
         self._group = group
-        for notice in _NOTICES:
+        for notice in NOTICES:
             calls = [getattr(p, notice) for p in plugins if getattr(type(p), notice) is not getattr(Callback, notice)]
             if calls:
                 setattr(self, notice, _all(calls))

@@ -1,10 +1,10 @@
-"""What a run tells: means of J and of each term, metrics, and where they are written."""
+"""Running means of loss, penalties and metrics, and logging."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,11 +12,10 @@ from torchmetrics import Metric
 
 from framework.data.batch import Outcome
 from framework.engine.meter import Meter, scalars
+from framework.engine.metrics import restore_metric, state_of_metric
+from framework.engine.objective import Objective
 from framework.errors import NonFiniteError, UserError
 from framework.plugin.step import Step
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
 
 _STAGES = ("train", "val", "test")
 _HELD = 1 << 20  # numbers of predictions held back before the training metrics see them
@@ -39,17 +38,21 @@ class Recorder:
     are values at its end, and the objective is their sum.
 
     Args:
-        core: whose run it is.
+        objective: whose run it is.
         metrics: torchmetrics by name.
+        monitor: tag of the metric by which an entry of the history is best.
+        mode: ``"min"`` or ``"max"``: which way it is better.
 
     Attributes:
         latest: the last value of each tag that was logged or given to callbacks, for those who show it: reading one
             costs no transfer from a device.
-        history: an entry for each validation, and one for each epoch that does not end with one.
+        history: an entry for each validation, and one for each epoch that does not end with one. In a resumed run it
+            begins with the entries that the checkpoint kept, see :attr:`kept`.
     """
 
-    def __init__(self, core: Core, metrics: Mapping[str, Metric]) -> None:
-        self._core = core
+    def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
+        self._objective = objective
+        self._monitor, self._choose = monitor, min if mode == "min" else max
         self._metrics = {stage: {name: metric.clone() for name, metric in metrics.items()} for stage in _STAGES}
         self._meters = {stage: Meter() for stage in _STAGES}
         self._epoch: dict[str, tuple[float, float]] = {}
@@ -64,13 +67,13 @@ class Recorder:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Find out how often to log; once training starts."""
-        trainer = self._core.trainer
+        """Find out how often to log; called once training starts."""
+        trainer = self._objective.trainer
         # at least once an epoch: a short epoch would else leave no training curve
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._log_every = int(min(every, trainer.num_training_batches)) if trainer.loggers else 0
         for metric in self._metrics["train"].values():
-            metric.to(self._core.device)
+            metric.to(self._objective.device)
 
     def begin_epoch(self) -> None:
         """Begin an epoch's means."""
@@ -85,7 +88,7 @@ class Recorder:
 
     def add(self, terms: Mapping[str, Tensor], size: float) -> None:
         """Add J and the terms of one micro-batch, with the size that they count."""
-        if self._core.at.again:
+        if self._objective.at.again:
             return
         if self._pending is not None:
             self._pending.append(({tag: term.detach() for tag, term in terms.items()}, size))
@@ -99,7 +102,7 @@ class Recorder:
 
         A torchmetrics update costs more than the step of a small network; many batches are shown to it at once.
         """
-        if not self._metrics["train"] or outcome.prediction is None or self._core.at.again:
+        if not self._metrics["train"] or outcome.prediction is None or self._objective.at.again:
             return
         prediction, target = outcome.prediction, outcome.target
         if self._pending is not None:
@@ -140,42 +143,49 @@ class Recorder:
 
     def _read(self) -> dict[str, float]:
         """Return the means since the last entry and add them to the epoch's."""
-        means, weights = self._meters["train"].means(over_ranks=self._core.at.world > 1)
+        means, weights = self._meters["train"].means(over_ranks=self._objective.at.world > 1)
         for tag, mean in means.items():
             total, weight = self._epoch.get(tag, (0.0, 0.0))
             self._epoch[tag] = (total + mean * weights[tag], weight + weights[tag])
         return means
 
-    def write_step(self, step: Step) -> None:
-        """Hand the step's entry to the loggers."""
+    def write_step(self, step: Step, terms: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
+        """Log a step: means since the last entry, terms on weights, learning rates and what plugins recorded.
+
+        Args:
+            step: the step.
+            terms: values of the terms on weights by tag.
+            rates: learning rates by tag.
+        """
         means = self._read()
         values: dict[str, Tensor | float] = {tag: mean for tag, mean in means.items() if tag != "loss"}
-        values.update(self._core.update.weight_terms())
+        values.update(terms)
         read = scalars({**values, **step.records})
-        if self._core.update.skipped:
-            read["train/skipped_steps"] = float(self._core.update.skipped)
+        if step.skipped:
+            read["train/skipped_steps"] = float(step.skipped)
         if "loss" in means:
             penalties = sum(value for tag, value in read.items() if tag in values)
             read = {"train/loss": means["loss"], "train/objective": means["loss"] + penalties, **read}
-        self.log({**read, **self._core.update.learning_rates()})
+        self.log({**read, **rates})
 
     def end_epoch(self) -> None:
         """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
         self._read()
-        if self._core.update.skipped and "loss" not in self._epoch:
+        step = self._objective.at
+        if step.skipped and "loss" not in self._epoch:
             raise NonFiniteError(
-                f"epoch {self._core.at.epoch}: no step of it was finite, {self._core.update.skipped} are left out so"
-                " far; lower the learning rate, or look at the data"
+                f"epoch {step.epoch}: no step of it was finite, {step.skipped} are left out so far; lower the learning"
+                " rate, or look at the data"
             )
         for tag, (total, _) in self._epoch.items():  # single steps on an accelerator are not looked at
             if not math.isfinite(total):
-                raise NonFiniteError(f"epoch {self._core.at.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")
+                raise NonFiniteError(f"epoch {step.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")
         self._show()
         metrics = self._compute("train")
         self.log(metrics)
         metrics |= {f"train/{tag}" if tag == "loss" else tag: t / w for tag, (t, w) in self._epoch.items() if w}
         if self.validated:
-            have = self._core.trainer.callback_metrics
+            have = self._objective.trainer.callback_metrics
             pairs = ((tag[6:], value) for tag, value in metrics.items() if tag.startswith("train/"))
             gaps = {f"gap/{name}": float(have[f"val/{name}"]) - v for name, v in pairs if f"val/{name}" in have}
             self.log(gaps)
@@ -187,17 +197,17 @@ class Recorder:
 
     def evaluate(self, stage: str, batch: object) -> None:
         """Add one batch of validation or test."""
-        core = self._core
-        outcome = Outcome.of(core.compute_loss(batch), {"val": "validation"}.get(stage, stage))
+        objective = self._objective
+        outcome = Outcome.of(objective.compute_loss(batch), {"val": "validation"}.get(stage, stage))
         if outcome.loss is not None:
-            self._meters[stage].add("loss", outcome.loss.detach(), float(core.count(batch)))
+            self._meters[stage].add("loss", outcome.loss.detach(), float(objective.count(batch)))
         if outcome.prediction is not None:
             for metric in self._metrics[stage].values():
-                metric.to(core.device).update(outcome.prediction, outcome.target)
+                metric.to(objective.device).update(outcome.prediction, outcome.target)
 
     def end_evaluation(self, stage: str) -> dict[str, float]:
         """Return J and metrics of a stage by tag, reduced over ranks, and hand them on."""
-        trainer = self._core.trainer
+        trainer = self._objective.trainer
         means, _ = self._meters[stage].means(over_ranks=trainer.world_size > 1)
         metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
         if not trainer.sanity_checking:
@@ -220,7 +230,19 @@ class Recorder:
                 metric.reset()
         return values
 
+    @property
+    def best(self) -> Entry | None:
+        """The first best entry of the history by the monitored metric; None where that never was finite."""
+        known = [entry for entry in self.history if math.isfinite(entry.metrics.get(self._monitor, math.nan))]
+        return self._choose(known, key=lambda entry: entry.metrics[self._monitor]) if known else None
+
     # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    @property
+    def kept(self) -> list[Entry]:
+        """The entries that a checkpoint keeps: the best and the last, so that it does not grow with the run."""
+        chosen = [self.best, *self.history[-1:]]
+        return [entry for entry in self.history if any(entry is one for one in chosen)]
 
     def state(self) -> dict[str, Any]:
         """Return what this rank has gathered within the epoch, in plain data and tensors on the CPU."""
@@ -230,14 +252,14 @@ class Recorder:
             "epoch": dict(self._epoch),
             "means": self._meters["train"].state(),
             "held": [(prediction.cpu(), target.cpu()) for prediction, target in self._held],
-            "metrics": {name: _state_of(metric) for name, metric in metrics.items()},
+            "metrics": {name: state_of_metric(metric) for name, metric in metrics.items()},
             "latest": dict(self.latest),
-            "given": {name: float(value) for name, value in self._core.trainer.callback_metrics.items()},
+            "given": {name: float(value) for name, value in self._objective.trainer.callback_metrics.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take what :meth:`state` returned; once training starts."""
-        device = self._core.device
+        device = self._objective.device
         self.validated = state["validated"]
         self._epoch = {tag: (total, weight) for tag, (total, weight) in state["epoch"].items()}
         self._meters["train"].restore(state["means"], device)
@@ -245,48 +267,30 @@ class Recorder:
         self._held_numbers = sum(prediction.numel() for prediction, _ in self._held)
         for name, metric in self._metrics["train"].items():
             if name in state["metrics"]:
-                _restore(metric, state["metrics"][name])
+                restore_metric(metric, state["metrics"][name])
         self.latest = dict(state["latest"])
         # callbacks and plateau schedules monitor what a validation before gave
         given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["given"].items()}
-        self._core.trainer.callback_metrics.update(given)
+        self._objective.trainer.callback_metrics.update(given)
 
     # ---- where it goes -----------------------------------------------------------------------------------------------
 
     def _give(self, metrics: Mapping[str, float]) -> None:
         """Give metrics to callbacks that monitor them."""
-        device = self._core.device
-        self._core.trainer.callback_metrics.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
+        device, known = self._objective.device, self._objective.trainer.callback_metrics
+        known.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
         self.latest.update(metrics)
 
     def _remember(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the history: to the last entry where no step was made since."""
-        step = self._core.at.index
+        step = self._objective.at.index
         if not self.history or self.history[-1].step != step:
-            self.history.append(Entry(self._core.at.epoch, step, {}))
+            self.history.append(Entry(self._objective.at.epoch, step, {}))
         self.history[-1].metrics.update(metrics)
 
     def log(self, values: Mapping[str, float]) -> None:
         """Hand values to the loggers, at the number of optimizer steps done."""
         self.latest.update(values)
         if values:
-            for logger in self._core.trainer.loggers:
-                logger.log_metrics(dict(values), step=self._core.at.index)
-
-
-def _state_of(metric: Metric) -> dict[str, Any]:
-    """Return what a metric has gathered; torchmetrics itself keeps no count of updates in its state."""
-    metric.persistent(True)
-    return {"state": dict(metric.state_dict()), "updates": [one._update_count for one in _parts(metric)]}
-
-
-def _restore(metric: Metric, kept: Mapping[str, Any]) -> None:
-    metric.persistent(True)
-    metric.load_state_dict(kept["state"])
-    for one, updates in zip(_parts(metric), kept["updates"], strict=True):
-        one._update_count = updates
-        one._computed = None
-
-
-def _parts(metric: Metric) -> list[Metric]:
-    return [one for one in metric.modules() if isinstance(one, Metric)]
+            for logger in self._objective.trainer.loggers:
+                logger.log_metrics(dict(values), step=self._objective.at.index)

@@ -1,22 +1,24 @@
-"""Networks whose parameters are shared out among processes: the strategy ``fsdp2``, and its sharded tensors."""
+"""The strategy ``fsdp2``, which shards the network's parameters across ranks, and what is refused under it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import nn
 
 from framework.errors import UserError, some
 from framework.ops.shards import is_sharded
+from framework.plugin.facts import Facts
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from framework.engine.core import Core
-
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's ``ModelParallelStrategy`` with all processes sharing the parameters out, by the name ``"fsdp2"``.
+    """Lightning's ``ModelParallelStrategy`` with the parameters sharded across all ranks, by the name ``"fsdp2"``.
 
     Its checkpoints are single files that hold the whole network, as those of any other strategy: they can be evaluated
     by one process.
@@ -29,23 +31,26 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(**{"tensor_parallel_size": 1, "save_distributed_checkpoint": False, **options})
 
     def setup_environment(self) -> None:
-        """Take every process into the data-parallel group."""
+        """Put every process into the data-parallel group."""
         if self._data_parallel_size == "auto":
             self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
 
 if "fsdp2" not in StrategyRegistry:
-    StrategyRegistry.register("fsdp2", FullySharded, description="parameters shared out by torch's fully_shard")
+    StrategyRegistry.register("fsdp2", FullySharded, description="parameters sharded by torch's fully_shard")
 
 
-def data_mesh(core: Core) -> DeviceMesh | None:
-    """Return the processes among which the run's strategy shares parameters out, None where it does not.
+def data_mesh(trainer: pl.Trainer, plugins: Sequence[Facts]) -> DeviceMesh | None:
+    """Return the ranks across which the run's strategy shards parameters, None where it does not.
+
+    Args:
+        trainer: the run's Trainer.
+        plugins: the run's plugins.
 
     Raises:
-        UserError: where something in the recipe would come out wrong, naming it and what to do instead.
+        UserError: where something in the recipe would give a wrong result, naming it and what to do instead.
     """
-    trainer = core.trainer
     if not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
     who = "strategy='fsdp2'" if isinstance(trainer.strategy, FullySharded) else "strategy=ModelParallelStrategy(...)"
@@ -53,29 +58,34 @@ def data_mesh(core: Core) -> DeviceMesh | None:
     if mesh["tensor_parallel"].size() > 1:
         raise UserError(
             f"{who}: tensor_parallel_size={mesh['tensor_parallel'].size()} would give ranks of one network different"
-            " samples; use strategy='fsdp2', in which all ranks share the parameters out"
+            " samples; use strategy='fsdp2', which shards the parameters across all ranks"
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise UserError(
-            f"{who}: under precision={trainer.precision!r} each rank would look for overflow in its own part alone; use"
-            " bf16-mixed or 32-true, or strategy='ddp'"
+            f"{who}: under precision={trainer.precision!r} each rank would look for overflow in its own shards alone;"
+            " use bf16-mixed or 32-true, or strategy='ddp'"
         )
-    for plugin in core.plugins:
+    for plugin in plugins:
         if reason := plugin.limits().get("sharded"):
             raise UserError(f"{who}: {plugin.describe()} cannot be right there: {reason}; use strategy='ddp'")
     return mesh["data_parallel"]
 
 
-def check_shards(core: Core) -> None:
-    """Refuse weights that ranks would train each for itself.
+def check_shards(trainer: pl.Trainer, model: nn.Module, who: str) -> None:
+    """Refuse weights that each rank would train for itself.
+
+    Args:
+        trainer: the run's Trainer.
+        model: the network.
+        who: the class of the core, for the message.
 
     Raises:
-        UserError: where the strategy shares parameters out and an override left some as they were.
+        UserError: where the strategy shards parameters and an override left some whole.
     """
-    if isinstance(core.trainer.strategy, ModelParallelStrategy):
-        left = [name for name, p in core.model.named_parameters() if p.requires_grad and not is_sharded(p)]
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        left = [name for name, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]
         if left:
             raise UserError(
-                f"{type(core).__name__}: {some(left)} left whole, so that ranks would train each its own; end shard by"
-                " fully_shard of the whole network, and call super().configure_model() where that is overridden"
+                f"{who}: {some(left)} left whole, so that ranks would train each its own; end shard by fully_shard of"
+                " the whole network, and call super().configure_model() where that is overridden"
             )

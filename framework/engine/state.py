@@ -1,11 +1,67 @@
-"""Ends by ``max_steps`` and ``max_time``, which a run that goes on may move."""
+"""A run's own state in checkpoints, and where a resumed run continues."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Timer
+
+from framework.checkpoint.file import FORMAT, check_format
+from framework.engine.objective import Objective
+from framework.engine.recorder import Entry, Recorder
+
+
+def state_of_run(objective: Objective, recorder: Recorder, samples_per_step: int | None) -> dict[str, Any]:
+    """Return what a checkpoint keeps of a run besides Lightning's entries; a collective: every rank must call.
+
+    Its size does not depend on the length of the run.
+
+    Args:
+        objective: whose run it is.
+        recorder: its metrics so far.
+        samples_per_step: samples of an optimizer step over all ranks, None where no training loader was made.
+    """
+    trainer = objective.trainer
+    within: list[Any] = [recorder.state()]
+    if trainer.world_size > 1 and torch.distributed.is_initialized():
+        within = [None] * trainer.world_size
+        torch.distributed.all_gather_object(within, recorder.state())
+    return {
+        "format": FORMAT,
+        "history": [tuple(entry) for entry in recorder.kept],
+        "within_epoch": within,
+        "stopped": _stoppers(objective) if trainer.should_stop and not out_of_time(trainer) else None,
+        "samples_per_step": samples_per_step,
+        "skipped": objective.at.skipped,
+    }
+
+
+def restore_run(objective: Objective, recorder: Recorder, checkpoint: dict[str, Any]) -> tuple[list[Any], int | None]:
+    """Restore the metrics up to a checkpoint, and whether a plugin had ended the run.
+
+    Returns:
+        What each rank had gathered within the epoch, and the samples of a step; nothing and None outside of ``fit``.
+
+    Raises:
+        BadCheckpoint: where the checkpoint is none of a run, or of another format.
+    """
+    check_format(checkpoint, "the checkpoint")
+    kept, trainer = checkpoint["framework"], objective.trainer
+    recorder.history = [Entry(*entry) for entry in kept["history"]]
+    if trainer.state.fn != "fit":
+        return [], None
+    step = objective.at
+    step.skipped = kept["skipped"]
+    step.index, step.epoch = checkpoint["global_step"], checkpoint["epoch"]
+    trainer.should_stop = kept["stopped"] == _stoppers(objective)  # with more patience the run may go on
+    go_on_within_epoch(trainer, checkpoint["loops"]["fit_loop"], step.index)
+    return kept["within_epoch"], kept["samples_per_step"]
+
+
+def _stoppers(objective: Objective) -> dict[str, Any]:
+    return {plugin.name: plugin.declared_ for plugin in objective.answers.of("should_stop")}
 
 
 def out_of_time(trainer: pl.Trainer) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from pytorch_lightning import Callback
+
 Rule = Literal["fold", "sum", "nest", "sole", "any", "notify", "collect"]
 
 RULES: dict[Rule, str] = {
@@ -57,5 +59,8 @@ HOOK_POINTS: tuple[HookPoint, ...] = (
     HookPoint("finish", "notify", "after training, whichever way it ended, when its last checkpoint is written"),
     HookPoint("next_phase", "sole", "after training ended: one more phase of training"),
 )
+
+# the methods by which Lightning notifies a callback
+NOTICES = tuple(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
 
 HOOKS: dict[str, HookPoint] = {point.name: point for point in HOOK_POINTS}

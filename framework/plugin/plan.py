@@ -1,48 +1,50 @@
-"""What is known of a run before it begins."""
+"""What is known of a run before training: its core, options, data, length, and what it will log."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from pytorch_lightning import Callback
 from torch import Tensor
 
-from framework.data.data import length_of
-from framework.engine.core import Core
+from framework.data.data import Data, length_of
 from framework.errors import did_you_mean
-
-if TYPE_CHECKING:
-    from framework.recipe.recipe import Recipe
-
-# the notices in which Lightning lets a callback log what others can monitor
-_LOGGING = tuple(
-    name
-    for name in vars(Callback)
-    if name.startswith(("on_train_", "on_validation_")) and ("_epoch_" in name or "_batch_" in name)
-)
+from framework.plugin.host import Host
 
 
 class Plan:
-    """What is known of a run before it begins, for the hook point ``lint``.
+    """What is known of a run before training, for the hook point ``lint``.
 
     Args:
-        recipe: the recipe, edits applied.
-        core: its core, plugins attached.
+        core: the core, plugins attached; ``core.plugins`` are the plugins in recipe order.
         options: the Trainer's options.
+        data: the recipe's data.
+        monitor: tag of the metric by which the best checkpoint is chosen.
+        metrics: names of the recipe's metrics.
+        open_tags: whether a core or a callback of the user's may log further tags, which nobody can know in advance.
 
     Attributes:
-        recipe: as given.
-        core: as given; ``core.plugins`` are the plugins in the order in which they answer.
-        options: as given.
+        core, options, data, monitor, metrics, open_tags: as given.
     """
 
-    def __init__(self, recipe: Recipe, core: Core, options: Mapping[str, Any]) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        core: Host,
+        options: Mapping[str, Any],
+        *,
+        data: Data,
+        monitor: str = "val/loss",
+        metrics: Collection[str] = (),
+        open_tags: bool = False,
+    ) -> None:
         self.core = core
         self.options = options
+        self.data = data
+        self.monitor = monitor
+        self.metrics = metrics
+        self.open_tags = open_tags
 
     @functools.cached_property
     def decays(self) -> dict[Tensor, float]:
@@ -63,7 +65,7 @@ class Plan:
 
     @functools.cached_property
     def _steps_an_epoch(self) -> int:
-        data = self.recipe.data
+        data = self.data
         step_size = data.batch_size * self.core.accumulate
         whole, rest = divmod(length_of(data.train), step_size)
         return max(whole + (rest > 0 and not data.drop_last), 1)
@@ -71,7 +73,7 @@ class Plan:
     @functools.cached_property
     def validations(self) -> float:
         """Validations of the run; infinity where it has no end."""
-        if self.recipe.data.val is None or self.options.get("limit_val_batches") == 0:
+        if self.data.val is None or self.options.get("limit_val_batches") == 0:
             return 0
         every = self.options.get("check_val_every_n_epoch", 1) or 1
         within = self.options.get("val_check_interval") or 1.0
@@ -86,19 +88,8 @@ class Plan:
         """
         if self.validations == 0 and tag.startswith(("val/", "gap/")):
             return "the run has no validation; give Data(val=...), and leave limit_val_batches above 0"
-        known = [f"{stage}/{name}" for stage in stages for name in ("loss", *self.recipe.metrics)]
-        if tag in known or tag.startswith("penalty/") or self._others_log:
+        known = [f"{stage}/{name}" for stage in stages for name in ("loss", *self.metrics)]
+        if tag in known or tag.startswith("penalty/") or self.open_tags:
             return None
         hint = did_you_mean(tag, known)
         return f"never logged{hint}" + ("" if "known" in hint else f" (logged are: {', '.join(known)})")
-
-    @functools.cached_property
-    def _others_log(self) -> bool:
-        """Tell whether a core or callback of the user's may log tags that nobody here can know."""
-        given = self.options.get("callbacks") or []
-        callbacks = [*self.recipe.plugins, *(given if isinstance(given, list) else [given])]
-        return type(self.core) is not Core or any(
-            getattr(type(callback), notice, None) is not getattr(Callback, notice)
-            for callback in callbacks
-            for notice in _LOGGING
-        )

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import Any
 
 import numpy as np
-from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from framework.plugin.hooks import HOOKS
-from framework.settings import check_settings, settings_of
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.finding import Finding
-    from framework.plugin.phase import Phase
-    from framework.plugin.plan import Plan
-    from framework.plugin.step import Step
-
-Relations = Mapping[str, str]
-Terms = Mapping[str, Tensor]
+from framework.plugin.facts import Facts, Terms
+from framework.plugin.finding import Finding
+from framework.plugin.hooks import HOOKS, NOTICES
+from framework.plugin.host import Host
+from framework.plugin.phase import Phase
+from framework.plugin.plan import Plan
+from framework.plugin.step import Step
 
 
-@dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
-@dataclasses.dataclass(eq=False)
-class Plugin(Callback):
+class Plugin(Facts):
     r"""A Lightning ``Callback`` that can also answer.
 
     Besides Lightning's notices (``on_train_start``, …) a plugin overrides the hook points below. One that it does not
@@ -99,33 +89,9 @@ class Plugin(Callback):
         Shrink(name='shrink', factor=0.1)
     """
 
-    name: str = dataclasses.field(default="", kw_only=True)
-
-    before: ClassVar[Relations] = {}
-    after: ClassVar[Relations] = {}
-    requires: ClassVar[Relations] = {}
-    conflicts: ClassVar[Relations] = {}
-
-    mixes_targets: ClassVar[bool] = False
-    read_once: ClassVar[Collection[str]] = ()
-
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
-    absent: ClassVar[Sequence[Mapping[str, Any] | None]] = ()
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(eq=False)(cls)
         _check_methods(cls)
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            self.name = snake_case(type(self).__name__)
-        check_settings(self)
-        self.check()
-        self.declared_ = self.settings()  # what the recipe said, whatever a schedule moves later
-
-    def check(self) -> None:
-        """Check settings that only make sense together; raise :class:`framework.UserError` where they do not."""
 
     def answers_at(self, hook: str) -> bool:
         """Tell whether a plugin set like this answers at a hook point that its class overrides; asked before attach.
@@ -135,32 +101,13 @@ class Plugin(Callback):
         """
         return True
 
-    @property
-    def moves(self) -> Collection[str]:
-        """Settings of other plugins that this one moves during a run, as ``"<plugin>.<setting>"``."""
-        return ()
-
-    @property
-    def needs_until(self) -> float:
-        """The share of the run, 0 to 1, that it must reach for the plugin to have what it is for."""
-        return 0.0
-
-    @property
-    def state_key(self) -> str:
-        """The plugin's key in checkpoints."""
-        return self.name
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as plain data, as ``run.json`` keeps them."""
-        return settings_of(self)
-
     # ---- hook points, in the order in which a run meets them ---------------------------------------------------------
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
         """Return the network to train, changed or wrapped. Fold; once, before the optimizer and compile."""
         return model
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         """Look at the finished network: resolve patterns, keep references in attributes that end in ``_``. Notify.
 
         Asked again, to start afresh, where the network's parameters are sharded after that (``strategy="fsdp2"``): they
@@ -280,7 +227,7 @@ class Plugin(Callback):
     def after_update(self, step: Step) -> None:
         """Be told that the optimizer moved the weights: project, average. Notify; under ``no_grad``."""
 
-    def evaluation_weights(self, core: Core) -> AbstractContextManager[None] | None:
+    def evaluation_weights(self, core: Host) -> AbstractContextManager[None] | None:
         """Return a context in which the network holds the weights to evaluate, or None. Sole."""
         return None
 
@@ -292,49 +239,16 @@ class Plugin(Callback):
         """
         return False
 
-    def finish(self, core: Core) -> None:
+    def finish(self, core: Host) -> None:
         """Be told that training ended: by itself, by Ctrl-C or by an error. Notify.
 
         The last checkpoint is written by then and holds the weights as training left them, so that a resumed run goes
         on exactly; what is put into the network now is what the run hands back.
         """
 
-    def next_phase(self, core: Core) -> Phase | None:
+    def next_phase(self, core: Host) -> Phase | None:
         """Return one more phase of training, or None. Sole; asked after training ended by itself."""
         return None
-
-    # ---- a few words that tell ---------------------------------------------------------------------------------------
-
-    def limits(self) -> Mapping[str, str]:
-        """Return what cannot hold with these settings, a reason by name of a check of :mod:`framework.testing`.
-
-        A reason for ``"sharded"`` refuses the run before training where ranks share the parameters out.
-        """
-        return {}
-
-    def describe(self) -> str:
-        """Return the plugin as the recipe would write it."""
-        shown = [f for f in dataclasses.fields(self) if f.name != "name"]
-        values = [(f.name, getattr(self, f.name)) for f in shown if not _is_default(f, getattr(self, f.name))]
-        parts = [f"{name}={_in_words(value)}" for name, value in values]
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-
-def _in_words(value: Any) -> str:
-    """Return functions and classes by name, whose ``repr`` tells an address, and everything else by its ``repr``."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_in_words, value))}]"
-    return getattr(value, "__qualname__", None) or repr(value)
-
-
-def snake_case(name: str) -> str:
-    """Return a class name in snake case.
-
-    Example:
-        >>> snake_case("NormPenalty"), snake_case("SAM")
-        ('norm_penalty', 'sam')
-    """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def overrides(plugin: object, hook: str) -> bool:
@@ -344,19 +258,17 @@ def overrides(plugin: object, hook: str) -> bool:
     return plugin.answers_at(hook)
 
 
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == field.default_factory())
-    return field.default is not dataclasses.MISSING and bool(value is field.default or value == field.default)
-
-
-_NOTICES = frozenset(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
-_OWN = frozenset(name for name, value in vars(Plugin).items() if callable(value) and not name.startswith("_"))
+_OWN = frozenset(
+    name
+    for kind in (Plugin, Facts)
+    for name, value in vars(kind).items()
+    if callable(value) and not name.startswith("_")
+)
 
 
 def _check_methods(cls: type[Plugin]) -> None:
     """Refuse methods that look like a hook but are none, hooks with wrong arguments, and half a weight penalty."""
-    known = _NOTICES | _OWN | {"state_dict", "load_state_dict"}
+    known = _OWN | {*NOTICES} | {"state_dict", "load_state_dict"}
     for name, method in vars(cls).items():
         if name.startswith("_") or not inspect.isfunction(method):
             continue

@@ -1,9 +1,9 @@
-"""Where a run stands: what hook points are told about the step at hand."""
+"""The optimizer step at hand, as hook points receive it: counters, keyed random draws, logging."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +11,8 @@ from torch.optim import Optimizer
 
 from framework.ops.keyed import Kind, Stream
 from framework.ops.traced import draw, number, register
-
-if TYPE_CHECKING:
-    from framework.plugin.edits import WeightEdits
-    from framework.plugin.plugin import Plugin
+from framework.plugin.edits import WeightEdits
+from framework.plugin.facts import Facts
 
 
 class Step:
@@ -38,6 +36,7 @@ class Step:
         edits: the service through which plugins edit weights.
         optimizer: the run's optimizer.
         plugins: the recipe's plugins by name.
+        skipped: steps left out so far because they were not finite, see :mod:`framework.engine.skips`.
     """
 
     def __init__(self, seed: int, edits: WeightEdits) -> None:
@@ -57,9 +56,10 @@ class Step:
         self.logged = False
         self.batch: Any = None
         self.again = 0
+        self.skipped = 0
         self.records: dict[str, Tensor | float] = {}
         self._streams: dict[str, Stream] = {}
-        self.plugins: dict[str, Plugin] = {}
+        self.plugins: dict[str, Facts] = {}
         self.token = register(self)  # by which compiled graphs find it
 
     @property
@@ -68,38 +68,38 @@ class Step:
         return min(1.0, self.index / self.total) if math.isfinite(self.total) and self.total > 0 else 0.0
 
     def stream(self, who: str) -> Stream:
-        """Return the stream of keyed draws of one who draws."""
+        """Return the random stream of a consumer, such as a plugin."""
         stream = self._streams.get(who)
         if stream is None:
             stream = self._streams[who] = Stream(self.seed, who)
         return stream
 
-    def generator(self, plugin: Plugin, device: torch.device | str = "cpu") -> torch.Generator:
+    def generator(self, plugin: Facts, device: torch.device | str = "cpu") -> torch.Generator:
         """Return the plugin's generator for draws that belong to the step: the same in every micro-batch and rank."""
         return self.stream(plugin.name).torch(self.index, device=device)
 
-    def micro_generator(self, plugin: Plugin, device: torch.device | str = "cpu") -> torch.Generator:
+    def micro_generator(self, plugin: Facts, device: torch.device | str = "cpu") -> torch.Generator:
         """Return the plugin's generator for draws that belong to one micro-batch of one rank."""
         return self.stream(plugin.name).torch(self.index, self.micro, self.rank, device=device)
 
-    def normal(self, plugin: Plugin, like: Tensor, who: str = "") -> Tensor:
+    def normal(self, plugin: Facts, like: Tensor, who: str = "") -> Tensor:
         r"""Return :math:`\mathcal N(0, 1)` noise shaped like ``like``, whose first dimension runs over samples.
 
         The noise of a sample depends on its position in the step's whole batch, not on how that batch is split: k
         micro-batches or ranks draw what one batch draws.
 
         Args:
-            plugin: who draws.
+            plugin: whose draws they are.
             like: tensor ``(samples, …)`` that gives shape, dtype and device.
             who: tells several draws of one plugin in one step apart, such as a layer's name.
         """
         return self._draw("normal", plugin, like, who)
 
-    def uniform(self, plugin: Plugin, like: Tensor, who: str = "") -> Tensor:
+    def uniform(self, plugin: Facts, like: Tensor, who: str = "") -> Tensor:
         """Return uniform draws from [0, 1) shaped like ``like``; see :meth:`normal`."""
         return self._draw("uniform", plugin, like, who)
 
-    def _draw(self, kind: Kind, plugin: Plugin, like: Tensor, who: str) -> Tensor:
+    def _draw(self, kind: Kind, plugin: Facts, like: Tensor, who: str) -> Tensor:
         if torch.compiler.is_compiling():
             drawn: Tensor = draw(like.shape, like.dtype, like.device, self.token, kind, plugin.name, who)
             return drawn
@@ -136,10 +136,10 @@ class Step:
             noise = stream.normals(*where, start=start, size=size)
         return noise.view(like.shape).to(like.dtype)
 
-    def number(self, plugin: Plugin, setting: str) -> float | Tensor:
+    def number(self, plugin: Facts, setting: str) -> float | Tensor:
         """Return a plugin's setting for use in ``transform_activation``: in a compiled network a tensor of one element.
 
-        There a number that a schedule moves, read directly, would have the network compiled anew for each value.
+        There a number that a schedule moves, read directly, would have the network compiled again for each value.
 
         Args:
             plugin: whose setting.

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from framework.errors import UserError, did_you_mean
-from framework.plugin.plugin import Plugin, snake_case
+from framework.plugin.facts import snake_case
+from framework.plugin.plugin import Plugin
 from framework.plugin.registry import find_plugin
 from framework.values import misfit, read_value
 

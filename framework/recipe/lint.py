@@ -6,19 +6,26 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pytorch_lightning import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
+from framework.engine.core import Core
 from framework.errors import UserError, some
 from framework.ops.patterns import is_weight
+from framework.plugin.facts import Facts
 from framework.plugin.finding import Finding, LintWarning
+from framework.plugin.hooks import NOTICES
 from framework.plugin.plan import Plan
-from framework.plugin.plugin import Plugin
+from framework.recipe.recipe import Recipe
 
-if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.recipe.recipe import Recipe
+# the notices in which Lightning lets a callback log what others can monitor
+_LOGGING = tuple(
+    name
+    for name in NOTICES
+    if name.startswith(("on_train_", "on_validation_")) and ("_epoch_" in name or "_batch_" in name)
+)
 
 
 def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding]:
@@ -29,10 +36,35 @@ def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding
         core: its core, plugins attached.
         options: the Trainer's options.
     """
-    plan = Plan(recipe, core, options)
+    plan = plan_of(recipe, core, options)
     own = (_monitor, _mixing, _decay_of_biases, _moved_in_vain, _idle)
     found = [*itertools.chain(*(rule(plan) for rule in own), *(ask(plan) for ask in core.answers.calls("lint")))]
     return sorted(found, key=lambda finding: finding.severity)
+
+
+def plan_of(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> Plan:
+    """Return what is known of a recipe's run before training.
+
+    Args:
+        recipe: the recipe, edits applied.
+        core: its core, plugins attached.
+        options: the Trainer's options.
+    """
+    given = options.get("callbacks") or []
+    callbacks = [*recipe.plugins, *(given if isinstance(given, list) else [given])]
+    listening = any(
+        getattr(type(callback), notice, None) is not getattr(Callback, notice)
+        for callback in callbacks
+        for notice in _LOGGING
+    )
+    return Plan(
+        core,
+        options,
+        data=recipe.data,
+        monitor=recipe.monitor,
+        metrics=recipe.metrics,
+        open_tags=type(core) is not Core or listening,
+    )
 
 
 def report(findings: Sequence[Finding], where: str) -> None:
@@ -63,7 +95,7 @@ def _warn(message: str, where: str) -> None:
 
 
 def _monitor(plan: Plan) -> Iterator[Finding]:
-    tag = plan.recipe.monitor
+    tag = plan.monitor
     if plan.validations == 0 and tag.startswith("val/"):
         return  # the default, and nothing to choose the best by
     if reason := plan.why_never_logged(tag, "val", "train", "gap"):
@@ -114,7 +146,7 @@ def _idle(plan: Plan) -> Iterator[Finding]:
             yield Finding("warning", plugin.name, f"changes nothing with {told}; take it out (--without {plugin.name})")
 
 
-def _changes_nothing(plugin: Plugin, plan: Plan) -> Mapping[str, Any] | None:
+def _changes_nothing(plugin: Facts, plan: Plan) -> Mapping[str, Any] | None:
     """Return the strengths of zero by which a plugin equals its absence, None where it does not."""
     examples, absent = plugin.examples, list(plugin.absent)
     for example, zeros in zip(examples, absent * len(examples) if len(absent) == 1 else absent, strict=False):

@@ -89,7 +89,8 @@ def build_recipe(factory: Factory, parameters: Mapping[str, Any] | None = None) 
 
 def plugins_defined_by(factory: Factory) -> dict[str, type[Plugin]]:
     """Return the plugin classes that the factory's own file defines, by their name in snake case."""
-    from framework.plugin.plugin import Plugin, snake_case
+    from framework.plugin.facts import snake_case
+    from framework.plugin.plugin import Plugin
 
     module = sys.modules.get(factory.__module__)
     classes = [value for value in vars(module).values() if isinstance(value, type)] if module else []

@@ -103,6 +103,8 @@ class Recipe:
             clip=(options.get("gradient_clip_val"), options.get("gradient_clip_algorithm")),
             compile=self.compile,
             on_nonfinite=on_nonfinite,
+            monitor=self.monitor,
+            mode=self.mode,
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from framework.data.data import Window
 from framework.engine.core import Core
-from framework.engine.gradient import named_terms
+from framework.plugin.answers import named_terms
 from framework.plugin.plugin import Plugin
 from framework.plugin.step import Step
 from framework.testing.case import Case, apart

@@ -273,19 +273,13 @@ def test_activation_checkpointing_counts_once():
 def test_terms_are_float32_under_autocast(kind):
     seen = []
 
-    class Watch(Core):
-        def attach_plugins(self):
-            super().attach_plugins()
-            plugin = self.plugins[0]
+    class Watched(ActivationSparsity):
+        def penalty(self, step):
+            seen.append((self.seen_[0].x.dtype, super().penalty(step)))
+            return seen[-1][1]
 
-            def penalty(step, ask=plugin.penalty):
-                seen.append((plugin.seen_[0].x.dtype, ask(step)))
-                return seen[-1][1]
-
-            self.gradient._penalties = [(plugin.name, penalty)]
-
-    plugin = ActivationSparsity(0.05, "Sigmoid", kind=kind)
-    train([plugin], model=Net(nn.Sigmoid), core=Watch, precision="bf16-mixed", max_epochs=1)
+    plugin = Watched(0.05, "Sigmoid", kind=kind)
+    train([plugin], model=Net(nn.Sigmoid), precision="bf16-mixed", max_epochs=1)
     assert {dtype for dtype, _ in seen} == {torch.bfloat16}
     assert all(term.dtype == torch.float32 and term.requires_grad for _, term in seen)
 

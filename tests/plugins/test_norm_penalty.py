@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from framework.data import Data
-from framework.engine.core import Core, Outcome
+from framework.data.batch import Outcome
+from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step

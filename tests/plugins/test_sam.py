@@ -111,5 +111,5 @@ def test_first_statistics_are_those_without_it(core_of, train):
 
 
 def test_two_second_gradients_are_an_error(core_of):
-    with pytest.raises(UserError, match="'sam' and 'other' each replace"):
+    with pytest.raises(UserError, match="second_gradient: 'sam' and 'other' both answer"):
         core_of(SAM(), SAM(name="other"))

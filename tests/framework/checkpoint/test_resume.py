@@ -505,7 +505,9 @@ def test_a_finished_run_takes_more_epochs(make: Make, tmp_path: Path) -> None:
     alone = fit(make(**plugins), logs=tmp_path / "a", trainer={"max_epochs": 4})
     assert run.epochs == 4
     assert torch.equal(weights(run), weights(alone))
-    assert run.core.recorder.history == alone.core.recorder.history
+    resumed = run.core.recorder.history  # the best and the last entry of before, and those since
+    assert resumed == alone.core.recorder.history[-len(resumed) :]
+    assert len(resumed) >= 3 and run.metrics == alone.metrics and run.last == alone.last
     assert record_of(tmp_path / "b")["resumed"][0]["differs"] == ["trainer.max_epochs: 2 → 4"]
     losses = [curves_of(folder_in(tmp_path / name))["./scalars/train/loss"] for name in "ab"]
     assert losses[0] == losses[1]

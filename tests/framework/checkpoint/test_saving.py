@@ -173,7 +173,7 @@ def test_a_file_that_is_due_waits_for_the_validation_at_its_step(recipe: MakeRec
     assert files.steps() == [4, 7]
     assert files.steps("best") == [2, 4, 6], "the best is written at once: training goes on from there"
     previous = read_checkpoint(files.folder / "previous.ckpt")
-    assert [step for _, step, _ in previous["framework"]["history"]] == [2, 4]
+    assert [step for _, step, _ in previous["framework"]["history"]] == [4], "the best and the last, which is the same"
     assert run.status == "finished"
 
 

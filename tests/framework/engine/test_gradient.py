@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from framework.data import Data
 from framework.data.batch import Outcome, input_of, target_of
 from framework.engine.core import Core
-from framework.engine.gradient import named_terms
 from framework.errors import NonFiniteError, UserError
 from framework.plugin import Plugin
 
@@ -447,13 +446,6 @@ def test_a_term_that_is_not_one_number_is_named(core_of: CoreOf, train: Train) -
 def test_no_loss_is_told(core_of: CoreOf, train: Train) -> None:
     with pytest.raises(UserError, match=r"Core has no loss: give Recipe\(loss=...\)"):
         train(core_of(loss=None))
-
-
-def test_named_terms() -> None:
-    one = torch.tensor(1.0)
-    assert named_terms("l2", None) == {}
-    assert named_terms("l2", one) == {"penalty/l2": one}
-    assert named_terms("l2", {"a": one}) == {"penalty/l2/a": one}
 
 
 # ---- notices of plain Lightning callbacks ----------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from framework import Recipe, fit
 from framework.data import Data
 from framework.engine.core import Core
-from framework.engine.nonfinite import finite_weights, first_not_finite
 from framework.errors import NonFiniteError
+from framework.ops.finite import finite_weights, first_not_finite
 from framework.plugin import Plugin
 
 CoreOf = Callable[..., Core]
@@ -123,7 +123,7 @@ def test_draws_that_are_not_keyed_are_told(core_of: CoreOf, train: Train) -> Non
             self.calls = getattr(self, "calls", 0) + 1
             return cross_entropy(self(batch[0]), batch[1]) * (math.nan if self.calls == 2 else 1.0)
 
-    assert "step 1: the loss is nan: evaluated once more it is finite" in told(train, core_of(kind=Once))
+    assert "step 1: the loss is nan: evaluated a second time it is finite" in told(train, core_of(kind=Once))
 
 
 def test_a_network_that_raises_on_such_numbers_hides_nothing(core_of: CoreOf, train: Train, data: Data) -> None:
@@ -196,7 +196,7 @@ def test_what_a_plugin_spoils_is_named(core_of: CoreOf, train: Train, where: str
     text = told(train, core)
     assert text.startswith("step 1: the loss is nan: ") or text.startswith("step 1: the loss is inf: ")
     assert words in text
-    assert finite_weights(core) is None, "edits are undone"
+    assert finite_weights(core.model) is None, "edits are undone"
 
 
 class Descent(Plugin):
@@ -246,9 +246,9 @@ def test_running_statistics_count_as_weights_and_other_buffers_do_not() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     core = Core(model)
     model[0].register_buffer("mask", torch.tensor(-math.inf))
-    assert finite_weights(core) is None
+    assert finite_weights(core.model) is None
     model[1].running_var[1] = math.nan
-    assert finite_weights(core) == "1.running_var"
+    assert finite_weights(core.model) == "1.running_var"
     with torch.no_grad():
         model[1].bias[0] = math.inf
-    assert finite_weights(core) == "1.bias"
+    assert finite_weights(core.model) == "1.bias"

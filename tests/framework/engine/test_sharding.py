@@ -216,7 +216,7 @@ def test_tensor_parallelism_is_refused() -> None:
 
 def test_a_scaler_is_refused() -> None:
     half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    assert "would look for overflow in its own part" in refusal(trainer={"plugins": [half]})
+    assert "would look for overflow in its own shards" in refusal(trainer={"plugins": [half]})
 
 
 class LeavesOut(Core):

@@ -86,7 +86,7 @@ def test_the_run_is_the_one_without_these_steps_bit_for_bit(
     with pytest.warns(UserWarning, match=r"the loss is nan: the input of training sample \d+ is not finite.*left out"):
         train(core)
     assert torch.equal(weights(core), by_hand(mlp(), bad, left_out, accumulate=accumulate))
-    assert core.update.skipped == len(left_out) >= 1
+    assert core.at.skipped == len(left_out) >= 1
     assert not left_out & set(watch.made_)
     assert core.at.index == core.trainer.global_step == -(-100 // (16 * accumulate))
 
@@ -97,7 +97,7 @@ def test_it_is_told_once(core_of: CoreOf, train: Train, data: Data) -> None:
         warnings.simplefilter("always")
         train(core, max_epochs=2)
     assert sum("is left out" in str(one.message) for one in caught) == 1
-    assert core.update.skipped == 4
+    assert core.at.skipped == 4
 
 
 def test_without_such_a_step_nothing_differs(core_of: CoreOf, train: Train, weights: Weights) -> None:
@@ -106,7 +106,7 @@ def test_without_such_a_step_nothing_differs(core_of: CoreOf, train: Train, weig
         train(core, max_epochs=2)
     assert torch.equal(weights(skip), weights(stop))
     assert skip.recorder.history == stop.recorder.history
-    assert skip.update.skipped == 0
+    assert skip.at.skipped == 0
 
 
 def test_running_statistics_means_and_metrics_hold_nothing_of_it(core_of: CoreOf, train: Train, data: Data) -> None:
@@ -143,7 +143,7 @@ def test_an_infinite_term_and_a_gradient_that_is_none(core_of: CoreOf, train: Tr
     core = core_of(Momentum(), bad, watch, on_nonfinite="skip")
     with pytest.warns(UserWarning, match="step 2: penalty/bad/inf is inf; .*the step is left out"):
         train(core)
-    assert core.update.skipped == 2
+    assert core.at.skipped == 2
     assert watch.made_ == bad.seen_ == [0, 1, 3, 5, 6]
     assert torch.isfinite(weights(core)).all()
 
@@ -166,7 +166,7 @@ def test_a_gradient_is_named(core_of: CoreOf, train: Train) -> None:
         pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite"),
     ):
         train(core)
-    assert core.update.skipped == 7
+    assert core.at.skipped == 7
 
 
 def test_averages_and_schedules_wait(core_of: CoreOf, train: Train, data: Data) -> None:
@@ -231,11 +231,11 @@ def test_a_scaler_goes_on_to_look_at_gradients_itself(
 
     (stop, made), (skip, made_too) = trained(data, "stop"), trained(data, "skip")
     assert made == made_too and len(made) < 7
-    assert skip.update.skipped == 0
+    assert skip.at.skipped == 0
     assert torch.equal(weights(stop), weights(skip))
     with pytest.warns(UserWarning, match="left out"):
         bad, _ = trained(poisoned(data, 7), "skip")
-    assert bad.update.skipped == 1
+    assert bad.at.skipped == 1
     assert torch.isfinite(weights(bad)).all()
 
 
@@ -249,7 +249,7 @@ class Told(pl.Callback):
         self._skipped = skipped
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert pl_module.update.skipped == self._skipped
+        assert pl_module.at.skipped == self._skipped
         mine = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
         first = mine.clone()
         torch.distributed.broadcast(first, 0)
@@ -317,7 +317,7 @@ def test_the_count_goes_on_where_a_run_does(core_of: CoreOf, train: Train, data:
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     core = core_of(data=poisoned(data, 7), on_nonfinite="skip")
     train(core, max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
-    assert core.update.skipped == 2
+    assert core.at.skipped == 2
 
 
 def test_an_epoch_without_a_finite_step_ends_the_run(core_of: CoreOf, train: Train, data: Data) -> None:
@@ -336,7 +336,7 @@ def test_weights_that_are_not_finite_end_the_run_at_once(core_of: CoreOf, train:
                 step.optimizer.param_groups[0]["params"][2][0] = math.inf
 
     with pytest.raises(
-        NonFiniteError, match=r"step 3: '2\.weight' is not finite since an earlier update, and no batch"
+        NonFiniteError, match=r"step 3: '2\.weight' is not finite since an earlier update, and leaving out"
     ):
         train(core_of(Momentum(), Spoil(), on_nonfinite="skip"))
 
@@ -351,7 +351,7 @@ def test_what_moves_weights_before_it_is_known_is_refused(core_of: CoreOf, train
 
 
 def test_sharded_parameters_are_refused(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(Exception, match="on_nonfinite='skip': where ranks share the parameters out"):
+    with pytest.raises(Exception, match="on_nonfinite='skip': where parameters are sharded across ranks"):
         train(core_of(on_nonfinite="skip"), strategy=ForkedShards(), devices=2)
 
 

@@ -224,9 +224,9 @@ class Clip(Plugin):
 
 
 def test_clipping_twice_is_refused(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(UserError, match="clipped by clip and by other, and only one may"):
+    with pytest.raises(UserError, match="clip_gradients: 'clip' and 'other' both answer, and only one may"):
         train(core_of(Clip(), Clip(name="other")))
-    with pytest.raises(UserError, match="clipped by clip and by the Trainer's gradient_clip_val"):
+    with pytest.raises(UserError, match="clip_gradients: 'clip' and the Trainer's gradient_clip_val both answer"):
         train(core_of(Clip(), clip=(1.0, None)))
 
 

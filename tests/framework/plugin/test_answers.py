@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from framework.errors import UserError
 from framework.plugin import Plugin
-from framework.plugin.answers import Answers
+from framework.plugin.answers import Answers, named_terms
 
 
 class Add(Plugin):
@@ -47,3 +48,10 @@ def test_two_answers_are_an_error_that_names_both() -> None:
     answers = Answers([Add("x", name="one"), Add("y", name="two")])
     with pytest.raises(UserError, match=r"make_optimizer: 'one' and 'two' both answer.*--without two"):
         answers.sole("make_optimizer", [])
+
+
+def test_named_terms() -> None:
+    one = torch.tensor(1.0)
+    assert named_terms("l2", None) == {}
+    assert named_terms("l2", one) == {"penalty/l2": one}
+    assert named_terms("l2", {"a": one}) == {"penalty/l2/a": one}

@@ -9,7 +9,8 @@ import pytest
 from pytorch_lightning import Callback
 
 from framework.errors import UserError
-from framework.plugin.plugin import Plugin, overrides, snake_case
+from framework.plugin.facts import snake_case
+from framework.plugin.plugin import Plugin, overrides
 from framework.settings import NonNegative
 
 

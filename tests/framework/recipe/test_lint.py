@@ -22,7 +22,7 @@ from framework.errors import UserError
 from framework.plugin import Plugin
 from framework.plugin.finding import Finding, LintWarning
 from framework.plugin.plan import Plan
-from framework.recipe.lint import lint, report
+from framework.recipe.lint import lint, plan_of, report
 from framework.recipe.recipe import Recipe
 from framework.report.explain import explain
 from framework.run.fit import fit
@@ -213,7 +213,7 @@ def test_how_many_validations_a_run_has(
     options: dict[str, Any], validations: float, recipe: Callable[..., Recipe]
 ) -> None:
     made = recipe(trainer={"max_epochs": 10, **options})
-    assert Plan(made, made.make_core(0, made.trainer), made.trainer).validations == validations
+    assert plan_of(made, made.make_core(0, made.trainer), made.trainer).validations == validations
 
 
 def test_a_share_of_a_run_without_end(tell: Tell) -> None:

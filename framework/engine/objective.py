@@ -1,0 +1,274 @@
+"""The objective: the network, its loss J, and the plugins that add to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
+from framework.data.data import Data
+from framework.engine.sharding import data_mesh
+from framework.errors import UserError
+from framework.ops.patterns import Patterns
+from framework.ops.shards import is_sharded
+from framework.plugin.answers import Answers
+from framework.plugin.edits import WeightEdits
+from framework.plugin.observe import Observers
+from framework.plugin.plugin import Plugin
+from framework.plugin.relations import check_relations
+from framework.plugin.step import Step
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class Objective(pl.LightningModule):
+    r"""The network with J and the plugins: all that evaluating :math:`\tilde J` needs, without the training loop.
+
+    The parts of a step get this, so that none of them depends on the others or on Lightning's hooks, which are in
+    :class:`framework.Core`.
+
+    Args:
+        model: the network; its ``forward`` takes a batch's input.
+        loss: ``loss(prediction, target)``, a mean over samples; None where a subclass computes its own.
+        plugins: plugins in recipe order.
+        data: the recipe's data.
+        seed: the run's seed, which keys every draw.
+        compile: compile the network with ``torch.compile``; a mapping gives its options.
+
+    Attributes:
+        model: the network as the plugins prepared it.
+        answers: the plugins by hook point.
+        edits: saves weights before they are edited, and restores them.
+        at: the step at hand.
+        observers: the layers whose outputs plugins see.
+
+    Raises:
+        UserError: where relations between plugins are broken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[Any, Any], Tensor] | None,
+        plugins: Sequence[Plugin],
+        data: Data | None,
+        seed: int,
+        compile: bool | Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        check_relations(plugins)
+        self.plugins = list(plugins)
+        self.answers = Answers(plugins)
+        self.data = data
+        self.seed = seed
+        self.loss = loss
+        self.model = self.answers.fold("prepare_model", model)
+        self.edits = WeightEdits()
+        # not `step`: subclasses and Lightning use short names for methods
+        self.at = Step(seed, self.edits)
+        self.at.plugins = {plugin.name: plugin for plugin in self.plugins}
+        self.observers = Observers(self.model, self.at)
+        self._compile = compile
+        self._attached = False
+        self._evaluating: AbstractContextManager[None] | None = None
+        # kept out of nn.Module's registry: the compiled network shares the model's parameters
+        object.__setattr__(self, "_network", self.model)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning sets this name some 44 times a step; nn.Module's own __setattr__ made it 15 to 20 % of a small step
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    # ---- what a user may override ------------------------------------------------------------------------------------
+
+    def forward(self, x: Any) -> Any:
+        """Return the network's output for a batch's input."""
+        network: Callable[..., Any] = self.__dict__["_network"]
+        return network(x)
+
+    def compute_loss(self, batch: Any) -> Outcome:
+        """Return J of one batch, in training, validation and test alike; the method to override.
+
+        Args:
+            batch: as collated, after the plugins' ``transform_batch``; under mixing its target is a
+                :class:`framework.MixedTarget`, which :meth:`data_loss` understands.
+        """
+        prediction = self(input_of(batch))
+        target = target_of(batch)
+        return Outcome(self.data_loss(prediction, target), prediction, clean_target(target))
+
+    def data_loss(self, prediction: Any, target: Any) -> Tensor:
+        """Return the recipe's loss; of a mixed target the weighted mean of the losses of its pairs."""
+        if self.loss is None:
+            raise UserError(
+                f"{type(self).__name__} has no loss: give Recipe(loss=...), or override compute_loss in a subclass"
+            )
+        return loss_of(self.loss, prediction, target)
+
+    def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
+        """Shard the parameters across the ranks of a mesh, in place; called under ``strategy="fsdp2"``.
+
+        By default the network is one unit: its parameters are gathered at once for forward and again for backward,
+        while gradients, the optimizer's state and what plugins keep stay sharded. To gather less at a time override
+        it: ``fully_shard`` each block first, then the network.
+
+        Args:
+            model: the network.
+            mesh: the ranks.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        # gathered parameters that stayed after an evaluation would hide later changes of the weights
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+    def count(self, batch: Any) -> int | Tensor:
+        """Return how many equal parts J is a mean over in this batch; by default its samples."""
+        return size_of(batch)
+
+    # ---- plugins -----------------------------------------------------------------------------------------------------
+
+    def observe(self, plugin: Plugin, patterns: Patterns) -> dict[str, nn.Module]:
+        """Register a plugin's ``transform_activation`` at the layers that match; to be called in its ``attach``.
+
+        Args:
+            plugin: the plugin.
+            patterns: over qualified names or class names of layers.
+
+        Raises:
+            UserError: where a pattern matches nothing.
+        """
+        return self.observers.watch(plugin, patterns)
+
+    def attach_plugins(self) -> None:
+        """Attach plugins, then compile; again if the network was sharded since."""
+        if self._attached:
+            return
+        self._attached = True
+        self.answers.notify("attach", self)
+        if self._compile:
+            options = self._compile if isinstance(self._compile, Mapping) else {}
+            object.__setattr__(self, "_network", torch.compile(self.model, **options))
+
+    def setup(self, stage: str) -> None:
+        """Attach the plugins, before weights and states are restored."""
+        self.attach_plugins()
+
+    def configure_model(self) -> None:
+        """Shard the parameters across ranks where the strategy asks for it, and attach the plugins to the shards."""
+        mesh = data_mesh(self.trainer, self.plugins)
+        if mesh is None or any(is_sharded(parameter) for parameter in self.model.parameters()):
+            return
+        self.shard(self.model, mesh)
+        self._attached = False  # the parameters that plugins found before are no longer the network's
+        self.attach_plugins()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's parameter groups as the plugins make them, ``"params"`` as pairs with names.
+
+        Raises:
+            UserError: where nothing is to be trained, or a trainable parameter is not part of the network.
+        """
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        if not named:
+            raise UserError(f"{type(self.model).__name__} has no parameter that requires a gradient: nothing to train")
+        inside = set(self.model.parameters())
+        beside = [name for name, p in self.named_parameters() if p.requires_grad and p not in inside]
+        if beside:
+            raise UserError(
+                f"{type(self).__name__}: {', '.join(beside)} would never be trained, not being part of the network;"
+                " make it part of Recipe(model=...), or freeze it by requires_grad_(False)"
+            )
+        groups: list[dict[str, Any]] = self.answers.fold("group_parameters", [{"params": named}])
+        return [group for group in groups if group["params"]]
+
+    # ---- batches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _data(self) -> Data:
+        if self.data is None:
+            raise UserError(f"{type(self).__name__} has no data: give Recipe(data=Data(...))")
+        return self.data
+
+    @property
+    def _sample_transforms(self) -> list[tuple[str, Callable[..., Any]]]:
+        return [(plugin.name, plugin.transform_sample) for plugin in self.answers.of("transform_sample")]
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch or a window; on the CPU there is nothing to move, and looking for tensors costs time."""
+        if device.type == "cpu":
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def training_batches(self, limit: int) -> Iterator[Any]:
+        """Yield up to ``limit`` training batches on the device, the same on every rank, apart from training."""
+        data = dataclasses.replace(self._data, workers=0)
+        windows = data.train_loader(seed=self.seed, transforms=self._sample_transforms)
+        windows.set_epoch(self.at.epoch)
+        for window in itertools.islice(windows, limit):
+            batch = self.trainer.precision_plugin.convert_input(window.batches[0])
+            yield self.transfer_batch_to_device(batch, self.device, 0)
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def training_loss(self) -> float:
+        """Return J over the training part with the weights to evaluate; every rank computes it for itself.
+
+        In evaluation mode and without transforms, unlike ``train/loss``, which is a mean over steps whose weights
+        differ. To be called after training ended.
+        """
+        trainer, device = self.trainer, self.trainer.strategy.root_device
+        modes = [(layer, layer.training) for layer in self.modules()]
+        self.to(device).eval()  # Lightning moves a network off its device when training ends
+        total = size = 0.0
+        try:
+            with self.evaluation(), trainer.precision_plugin.val_step_context():
+                for batch in self._data.eval_loader("train"):
+                    batch = self.transfer_batch_to_device(trainer.precision_plugin.convert_input(batch), device, 0)
+                    outcome: Any = self.compute_loss(batch)
+                    loss = getattr(outcome, "loss", outcome)  # a subclass may return J bare
+                    if loss is not None:
+                        count = float(self.count(batch))
+                        total, size = total + float(loss) * count, size + count
+        finally:
+            self.cpu()
+            for layer, mode in modes:
+                layer.training = mode
+        return total / size
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Hold the weights to evaluate in the network: the average, where a plugin keeps one."""
+        self.enter_evaluation()
+        try:
+            yield
+        finally:
+            self.leave_evaluation()
+
+    @property
+    def evaluates_others(self) -> bool:
+        """Whether the network holds other weights than the raw ones at the moment."""
+        return self._evaluating is not None
+
+    def enter_evaluation(self) -> None:
+        """Put the weights to evaluate in: the raw ones, where no plugin has others."""
+        context = self.answers.sole("evaluation_weights", self)
+        if context is not None and self._evaluating is None:
+            context.__enter__()
+            self._evaluating = context
+
+    def leave_evaluation(self) -> None:
+        """Put the raw weights back; without effect where they are in."""
+        context, self._evaluating = self._evaluating, None
+        if context is not None:
+            context.__exit__(None, None, None)
