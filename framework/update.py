@@ -16,7 +16,6 @@ from framework.data import Window
 from framework.errors import UserError
 from framework.gradient import has_own, listeners, named_terms, without_autocast
 from framework.settings import Positive, problem_of
-from framework.shards import whole
 from framework.stepper import Stepper
 
 if TYPE_CHECKING:
@@ -202,12 +201,12 @@ class Update:
                 torch.nn.utils.clip_grad_value_(self._parameters, self._clip_value)
             else:
                 gradients = [p.grad for p in self._parameters if p.grad is not None]
-                self._core.at.record("grad_norm", whole(clip_by_norm_(gradients, self._clip_value)))
+                self._core.at.record("grad_norm", clip_by_norm_(gradients, self._clip_value))
         if len(clipped) > 1:
             raise UserError(f"gradients are clipped by {' and by '.join(clipped)}, and only one may; take one out")
         if not clipped and self._core.at.logged:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            self._core.at.record("grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+            self._core.at.record("grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def weight_terms(self) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from framework.muon import Muon
 from framework.patterns import Patterns, is_weight, select_weights
 from framework.plugin import Plugin
 from framework.settings import NonNegative, Positive
-from framework.shards import whole
 
 if TYPE_CHECKING:
     from framework.module import Core
@@ -272,9 +271,9 @@ class Optimizer(Plugin):
         parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.clip_norm is not None:
-            step.record("grad_norm", whole(clip_by_norm_(gradients, self.clip_norm)))
+            step.record("grad_norm", clip_by_norm_(gradients, self.clip_norm))
         elif self.clip_value is not None:
             if step.logged:
-                step.record("grad_norm", whole(nn.utils.get_total_norm(gradients)))
+                step.record("grad_norm", nn.utils.get_total_norm(gradients))
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         return True
