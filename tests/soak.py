@@ -52,7 +52,7 @@ from plugins.weight_average import WeightAverage
 from plugins.weight_noise import WeightNoise
 
 Setting = tuple[int, int, str]  # workers, ranks, and who evaluates twice: only one plugin may
-SETTINGS: list[Setting] = [(0, 1, "sam"), (1, 1, "adversarial"), (3, 1, "sam"), (0, 2, "adversarial")]
+SETTINGS: list[Setting] = [(0, 1, "sam"), (1, 1, "adversarial"), (2, 1, "sam"), (0, 2, "adversarial")]
 EPOCHS = 4
 KILLS = 8  # of one run
 MOMENTS = ("clock", "step", "micro-batch", "update", "validation", "writing", "naming")
