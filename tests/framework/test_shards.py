@@ -357,7 +357,7 @@ def test_a_script_on_two_processes_gives_what_one_gives_and_one_can_evaluate_it(
     for name in ("LOCAL_RANK", "MASTER_PORT", "FRAMEWORK_RUN_FOLDER"):
         environment.pop(name, None)
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = tmp_path.glob("lightning_logs/*/version_*")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
