@@ -163,6 +163,7 @@ def in_child(run: Callable[[], object], errors: Path, seconds: float) -> int:
         printed = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(printed, 1)
         os.dup2(printed, 2)
+        sys.stdout = sys.stderr = os.fdopen(printed, "w", buffering=1)  # pytest has others in their place
         code = 1
         try:
             run()
