@@ -5,8 +5,9 @@
 # make soak     kill a run at random moments and resume it, for five minutes: ARGS="--seconds 60"
 # make bench    benchmarks
 #
-# Set-up makes .venv once with the releases of constraints.txt; it is made anew only when pyproject.toml or
-# constraints.txt change. Another interpreter: make fit PYTHON=python3.12
+# Set-up makes .venv once with the releases of constraints.txt, and installs anew only when pyproject.toml or
+# constraints.txt change. Another interpreter: make fit PYTHON=python3.12 makes .venv anew where its version is another,
+# and commands that name none stay with it.
 
 PYTHON ?= python3
 RECIPE ?= recipes/digits.py
@@ -15,13 +16,15 @@ ARGS ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+VERSION := -c 'import sys, venv; print(sys.version)'
+WANTED := $(if $(filter-out file,$(origin PYTHON)),$$($(PYTHON) $(VERSION)),$$have)
 
 # albumentations asks the network for a newer release unless told not to
 export NO_ALBUMENTATIONS_UPDATE = 1
 # small nets on small batches: a second thread costs more than it brings
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: fit test check slow soak bench clean
+.PHONY: fit test check slow soak bench clean FORCE
 .DELETE_ON_ERROR:
 
 fit: .venv/installed
@@ -31,7 +34,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -48,13 +51,16 @@ bench: .venv/installed-dev
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
-.venv/bin/python:
-	$(PYTHON) -m venv .venv
+.venv/pyvenv.cfg: FORCE
+	@have="$$($(BIN)/python $(VERSION) 2>/dev/null)" || have=; want="$(WANTED)" || exit 1; \
+	if [ -z "$$have" ] || [ "$$have" != "$$want" ]; then echo $(PYTHON) -m venv .venv; $(PYTHON) -m venv --clear .venv; fi
 
-.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+FORCE:
+
+.venv/installed: pyproject.toml constraints.txt .venv/pyvenv.cfg
 	$(INSTALL) --editable .
 	@touch $@
 
-.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+.venv/installed-dev: pyproject.toml constraints.txt .venv/pyvenv.cfg
 	$(INSTALL) --editable '.[dev]'
 	@touch .venv/installed $@

@@ -16,7 +16,6 @@ from framework.errors import UserError, did_you_mean
 from framework.ops.clip import clip_by_norm_
 from framework.ops.muon import Muon
 from framework.ops.patterns import Patterns, is_weight, select_weights
-from framework.ops.shards import whole
 from framework.plugin import Plugin
 from framework.settings import NonNegative, Positive
 
@@ -272,9 +271,9 @@ class Optimizer(Plugin):
         parameters = [parameter for group in step.optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.clip_norm is not None:
-            step.record("grad_norm", whole(clip_by_norm_(gradients, self.clip_norm)))
+            step.record("grad_norm", clip_by_norm_(gradients, self.clip_norm))
         elif self.clip_value is not None:
             if step.logged:
-                step.record("grad_norm", whole(nn.utils.get_total_norm(gradients)))
+                step.record("grad_norm", nn.utils.get_total_norm(gradients))
             nn.utils.clip_grad_value_(parameters, self.clip_value)
         return True

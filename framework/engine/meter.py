@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.ops.shards import whole
+
 
 class Meter:
     """Weighted means of named scalars.
@@ -78,10 +80,10 @@ class Meter:
 
 
 def scalars(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Return tensors of one element as numbers, read in one transfer."""
+    """Return tensors of one element as numbers, read in one transfer; every rank must call where one is sharded."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     read: dict[str, float] = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
     if tensors:
-        flat = torch.stack([value.detach().float().reshape(()) for value in tensors.values()])
+        flat = torch.stack([whole(value.detach()).float().reshape(()) for value in tensors.values()])
         read.update(zip(tensors, flat.tolist(), strict=True))
     return {name: read[name] for name in values}

@@ -20,7 +20,6 @@ from framework.engine.skips import Skips
 from framework.engine.stepper import Stepper
 from framework.errors import UserError
 from framework.ops.clip import clip_by_norm_
-from framework.ops.shards import whole
 from framework.settings import Positive, problem_of
 
 
@@ -211,10 +210,10 @@ class Update:
                 torch.nn.utils.clip_grad_value_(self._parameters, self._clip_value)
             else:
                 gradients = [p.grad for p in self._parameters if p.grad is not None]
-                step.record("grad_norm", whole(clip_by_norm_(gradients, self._clip_value)))
+                step.record("grad_norm", clip_by_norm_(gradients, self._clip_value))
         elif not clipped and step.logged:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            step.record("grad_norm", whole(torch.nn.utils.get_total_norm(gradients)))
+            step.record("grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def weight_terms(self) -> dict[str, Tensor]:

@@ -10,11 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import MixedPrecision
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -140,6 +143,43 @@ def test_activation_checkpointing(kind: type[Plugin]) -> None:
 @pytest.mark.parametrize("how", [{"kind": Blocks}, {"noisy": True}, {"compile": {"backend": "aot_eager"}}], ids=str)
 def test_units_of_the_users_running_statistics_and_compile(how: dict[str, Any]) -> None:
     sharded(cases_of(WeightNoise)[0], **how)
+
+
+# ---- what is logged --------------------------------------------------------------------------------------------------
+
+
+class RecordsANorm(Plugin):
+    """Records what torch gives for sharded weights: a sharded number."""
+
+    def attach(self, core: Core) -> None:
+        self.weights_ = list(core.model.parameters())
+
+    def after_update(self, step: Step) -> None:
+        step.record("norm", torch.nn.utils.get_total_norm(self.weights_))
+
+
+@pytest.mark.parametrize(
+    ("clip", "limit"), [({"clip_norm": 0.1}, None), ({"clip_value": 0.01}, None), ({}, 0.1), ({}, None)], ids=str
+)
+def test_a_logged_step_is_that_of_whole_weights(tmp_path: Path, clip: dict[str, float], limit: float | None) -> None:
+    def beside() -> list[Plugin]:
+        return [NormPenalty(0.05, p=1, name="lasso"), Optimizer("SGD", lr=0.1, **clip), RecordsANorm()]
+
+    case = Case(lambda: NormPenalty(0.1, around="start"), companions=beside)
+
+    def logged(strategy: Any) -> Any:
+        folder = tmp_path / type(strategy).__name__
+        trainer = {"devices": 2, "strategy": strategy, "max_epochs": 1, "log_every_n_steps": 1}
+        case.fit(case.make, trainer={**trainer, "logger": CSVLogger(folder)}, noisy=False, clip=(limit, None))
+        (file,) = folder.rglob("metrics.csv")
+        return pd.read_csv(file).dropna(subset="train/loss").to_dict("records")
+
+    held, parts = logged(DDPStrategy(start_method="fork", process_group_backend="gloo")), logged(ForkedShards())
+    terms = {"penalty/norm_penalty", "penalty/lasso", "grad_norm", "norm", "lr"}
+    assert len(held) == 2
+    for one, other in zip(held, parts, strict=True):
+        assert all(one[tag] > 0 for tag in terms)
+        assert other == pytest.approx(one, rel=1e-5, nan_ok=True)
 
 
 # ---- resume ----------------------------------------------------------------------------------------------------------
@@ -317,7 +357,7 @@ def test_a_script_on_two_processes_gives_what_one_gives_and_one_can_evaluate_it(
     for name in ("LOCAL_RANK", "MASTER_PORT", "FRAMEWORK_RUN_FOLDER"):
         environment.pop(name, None)
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     (folder,) = tmp_path.glob("lightning_logs/*/version_*")
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -70,6 +70,12 @@ def test_wrong_plugin_fails_few_other_checks(kind: type[Plugin]) -> None:
     assert len(failed) <= 5  # noise left in shows wherever a step is taken twice
 
 
+@pytest.mark.parametrize("kind", [kind for kind, name in CAUGHT.items() if name == "micro"], ids=lambda k: k.__name__)
+def test_two_ranks_catch_what_micro_batches_catch(kind: type[Plugin]) -> None:
+    (case,) = cases_of(kind)
+    assert check_named("ranks")(case).status is Status.FAILS
+
+
 def test_every_check_catches_someone() -> None:
     assert set(CAUGHT.values()) == {check.name for check in CHECKS}
 
@@ -111,15 +117,15 @@ def test_every_bundled_plugin_holds(case: Case, check: Check) -> None:
 PAIRS = list(itertools.combinations([case for name, case in BUNDLED.items() if name.endswith("1")], 2))
 
 
+# two ranks take two micro-batches each: whoever goes wrong over micro-batches goes wrong here
 @pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda case: case.plugin.name)
-@pytest.mark.parametrize("name", ["micro", "ranks"])
-def test_every_pair_of_plugins_is_the_same_however_a_step_is_split(one: Case, other: Case, name: str) -> None:
+def test_every_pair_of_plugins_is_the_same_however_a_step_is_split(one: Case, other: Case) -> None:
     def beside() -> list[Plugin]:
         listed = {plugin.name: plugin for plugin in (other.make(), *one.companions(), *other.companions())}
         return [plugin for plugin in listed.values() if plugin.name != one.plugin.name]
 
-    result = check_named(name)(Case(one.make, companions=beside))
+    result = check_named("ranks")(Case(one.make, companions=beside))
     result.require()
     assert result.status is not Status.INAPPLICABLE
 
