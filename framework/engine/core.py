@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from framework.checkpoint.file import FORMAT, check_format
 from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
 from framework.data.data import Data, EvalLoader, TrainLoader, Window
 from framework.engine.forward import Again
@@ -23,7 +22,7 @@ from framework.engine.gradient import Gradient
 from framework.engine.recorder import Entry, Recorder
 from framework.engine.sharding import data_mesh
 from framework.engine.skips import OnNonFinite, Skips
-from framework.engine.state import go_on_within_epoch, out_of_time
+from framework.engine.state import FORMAT, check_format, go_on_within_epoch, out_of_time
 from framework.engine.update import Update
 from framework.errors import UserError
 from framework.ops.patterns import Patterns
