@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from framework.plugin.hooks import HOOKS
-from framework.settings import check_settings, settings_of
+from framework.settings import check_settings, is_default, settings_of
 
 if TYPE_CHECKING:
     from framework.engine.core import Core
@@ -315,7 +315,7 @@ class Plugin(Callback):
     def describe(self) -> str:
         """Return the plugin as the recipe would write it."""
         shown = [f for f in dataclasses.fields(self) if f.name != "name"]
-        values = [(f.name, getattr(self, f.name)) for f in shown if not _is_default(f, getattr(self, f.name))]
+        values = [(f.name, getattr(self, f.name)) for f in shown if not is_default(f, getattr(self, f.name))]
         parts = [f"{name}={_in_words(value)}" for name, value in values]
         return f"{type(self).__name__}({', '.join(parts)})"
 
@@ -342,12 +342,6 @@ def overrides(plugin: object, hook: str) -> bool:
     if not isinstance(plugin, Plugin) or getattr(type(plugin), hook) is getattr(Plugin, hook):
         return False
     return plugin.answers_at(hook)
-
-
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == field.default_factory())
-    return field.default is not dataclasses.MISSING and bool(value is field.default or value == field.default)
 
 
 _NOTICES = frozenset(name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown")))
