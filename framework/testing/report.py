@@ -40,11 +40,11 @@ def chosen(names: Sequence[str]) -> Sequence[Check]:
     return [known[name] for name in names] or CHECKS
 
 
-def parted(target: str) -> tuple[str, str]:
-    """Part a target into the plugin, by registered name or as ``module:Class``, and its settings.
+def split_target(target: str) -> tuple[str, str]:
+    """Split a target into the plugin, by registered name or as ``module:Class``, and its settings.
 
     Example:
-        >>> parted("sam:rho=0.1"), parted("a.b:Mine"), parted("a.b:Mine:rho=0.1,adaptive=true")
+        >>> split_target("sam:rho=0.1"), split_target("a.b:Mine"), split_target("a.b:Mine:rho=0.1,adaptive=true")
         (('sam', 'rho=0.1'), ('a.b:Mine', ''), ('a.b:Mine', 'rho=0.1,adaptive=true'))
     """
     first, _, rest = target.partition(":")

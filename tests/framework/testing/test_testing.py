@@ -15,7 +15,7 @@ from framework.plugin.registry import registered
 from framework.testing import CHECKS, TASKS, Case, Check, Status, cases_of, check_named, check_plugin
 from framework.testing.case import apart
 from framework.testing.compare import difference, same_bits
-from framework.testing.report import parted, plugin_class
+from framework.testing.report import plugin_class, split_target
 from plugins.input_noise import InputNoise
 from plugins.mixup import Mixup
 from plugins.norm_penalty import NormPenalty
@@ -289,9 +289,9 @@ def test_mistakes_on_the_command_line_are_told(args: list[str], message: str, ca
     assert message in capsys.readouterr().err
 
 
-def test_targets_are_parted() -> None:
-    assert parted("sam") == ("sam", "")
-    assert parted("a:B:x=[1,2],y='a:b'") == ("a:B", "x=[1,2],y='a:b'")
+def test_targets_are_split_target() -> None:
+    assert split_target("sam") == ("sam", "")
+    assert split_target("a:B:x=[1,2],y='a:b'") == ("a:B", "x=[1,2],y='a:b'")
     assert plugin_class("plugins.mixup:Mixup") is Mixup
 
 
