@@ -499,9 +499,7 @@ def test_what_cannot_be_ordered_together(make: Make, tmp_path: Path) -> None:
 def test_a_finished_run_takes_more_epochs(make: Make, tmp_path: Path) -> None:
     plugins = {"plugins": [WeightNoise(0.01), WeightAverage(decay=0.9)]}  # a cosine would end elsewhere
     fit(make(**plugins), logs=tmp_path / "b", trainer={"max_epochs": 2})
-    with pytest.raises(
-        UserError, match=r"this run has ended \(finished\); to train it further, give --trainer"
-    ):
+    with pytest.raises(UserError, match=r"this run has ended \(finished\); to train it further, give --trainer"):
         fit(make(**plugins), logs=tmp_path / "b", resume=folder_in(tmp_path / "b"))
     run = fit(make(**plugins), logs=tmp_path / "b", resume=folder_in(tmp_path / "b"), trainer={"max_epochs": 4})
     alone = fit(make(**plugins), logs=tmp_path / "a", trainer={"max_epochs": 4})
