@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from framework.recipe.recipe import Recipe
     from framework.run.evaluate import predict, test, validate
     from framework.run.export import export
-    from framework.run.fit import Interrupted, Run, fit
+    from framework.run.fit import fit
+    from framework.run.result import Interrupted, Run
 
 # albumentations asks the network for a newer release when it is imported, which a recipe may do before any plugin
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -30,13 +31,13 @@ _HOME = {
     "Data": "data.data",
     "Finding": "plugin.finding",
     "LintWarning": "plugin.finding",
-    "Interrupted": "run.fit",
+    "Interrupted": "run.result",
     "MixedTarget": "data.batch",
     "Outcome": "data.batch",
     "Phase": "plugin.phase",
     "Plugin": "plugin.plugin",
     "Recipe": "recipe.recipe",
-    "Run": "run.fit",
+    "Run": "run.result",
     "Step": "plugin.step",
     "UserError": "errors",
     "export": "run.export",

@@ -4,5 +4,5 @@ import sys
 
 from framework.cli.main import main
 
-if __name__ == "__main__":  # spawned workers import this module anew
+if __name__ == "__main__":  # spawned worker processes import this module again
     sys.exit(main())

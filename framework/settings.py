@@ -160,6 +160,22 @@ def plain(value: Any) -> Any:
     return repr(value)
 
 
+def is_default(field: dataclasses.Field[Any], value: Any, *, as_plain: bool = False) -> bool:
+    """Return True if a value is the default of a dataclass field.
+
+    Args:
+        field: the field.
+        value: the value.
+        as_plain: whether ``value`` is plain data, to be compared with the default's plain form.
+    """
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if default is dataclasses.MISSING:
+        return False
+    if as_plain:
+        default = plain(default)
+    return bool(value is default or value == default)
+
+
 def is_plain(value: Any) -> bool:
     """Tell whether :func:`plain` keeps all of a value."""
     if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""Nothing is lost: the run folder, checkpoint files, when to save, how to resume, signals."""
+"""Run folders, checkpoint files, when to save them, resuming a run, and signals."""

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a run, or of a later phase, taken back to where a checkpoint was written."""
+"""TensorBoard's event files, cut back to a checkpoint when a run is resumed from it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 
 def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
-    """Return the lengths of the event files in a folder by name, with all that was logged written out.
+    """Flush the loggers and return the lengths of a folder's event files by name.
 
-    Folders within are left out: a later phase has curves, and checkpoints, of its own.
+    Subfolders are left out: a later phase has its own curves and checkpoints.
 
     Args:
         folder: the folder of the run, or of the phase.
@@ -26,13 +26,14 @@ def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
 
 
 def take_back(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Cut off what was logged after a checkpoint: the run goes on from there and logs it once more.
+    """Truncate event files to their lengths at a checkpoint: the resumed run logs what came after it again.
 
-    An event file is a row of records, to which a run only adds; cut to its length at the checkpoint it is what it was.
+    A run only appends records to an event file, so that truncation restores the file of that moment.
 
     Args:
         folder: the folder of the run, or of the phase.
-        sizes: what :func:`sizes_of` returned when the checkpoint was written.
+        sizes: lengths by name, as :func:`sizes_of` returned them when the checkpoint was written; other files are
+            removed.
     """
     for path in _event_files(folder):
         size = sizes.get(path.name, 0)

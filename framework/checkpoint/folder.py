@@ -1,4 +1,4 @@
-"""A run's folder, ``<logs>/<recipe>/version_N``: event files, checkpoints, a copy of the recipe, ``run.json``."""
+"""A run's folder ``<logs>/<recipe>/version_N``: event files, checkpoints, a copy of the recipe, ``run.json``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
+from framework.checkpoint.atomic import atomic_file, link
 from framework.checkpoint.lock import Lock
 from framework.errors import UserError
 from framework.settings import plain
 
+KEY = "checkpoints"  # of the checkpoint callback's state in a checkpoint
+NEXT = "next"  # name of a checkpoint that has not got its final names yet
+
 _PACKAGES = ("jtilde", "torch", "pytorch-lightning", "torchmetrics", "numpy")
-_OF_RANKS = "FRAMEWORK_RUN_FOLDER"  # tells ranks that Lightning launches which folder rank zero made
+_OF_RANKS = "FRAMEWORK_RUN_FOLDER"  # by it ranks that Lightning launches find the folder of rank zero
+_BEFORE = "before_"  # prefix of the best checkpoint from before a phase
 
 
 class RunFolder:
@@ -35,10 +40,14 @@ class RunFolder:
 
     @classmethod
     def create(cls, logs: Path, name: str) -> RunFolder:
-        """Make the next free ``version_N``; two runs at the same moment get two folders.
+        """Make the next free ``version_N`` and lock it; two runs that start at the same time get two folders.
+
+        Args:
+            logs: folder of all runs.
+            name: the recipe's name.
 
         Raises:
-            UserError: where the folder cannot be written.
+            UserError: if the folder cannot be written.
         """
         if (made := cls.of_ranks()) is not None:
             return made
@@ -62,10 +71,10 @@ class RunFolder:
         return folder
 
     def hold(self) -> None:
-        """Keep others from training into the folder until :meth:`leave`, and tell the ranks of it.
+        """Lock the folder until :meth:`leave`, and pass its path to ranks that are launched later.
 
         Raises:
-            UserError: where another process trains into it, or it cannot be written.
+            UserError: if another process trains into it, or it cannot be written.
         """
         if self.of_ranks() is not None:
             return
@@ -78,32 +87,32 @@ class RunFolder:
         os.environ[_OF_RANKS] = str(self.path.absolute())
 
     def leave(self) -> None:
-        """Let others train into the folder."""
+        """Release the lock of the folder."""
         self.lock.leave()
 
     @classmethod
     def of_ranks(cls) -> RunFolder | None:
-        """Return the folder that rank zero made, in a process that Lightning launched as another rank."""
-        # rank zero has LOCAL_RANK too, once it has launched others
+        """Return the folder that rank zero made if this process is another rank that Lightning launched, else None."""
+        # rank zero has LOCAL_RANK too after it launched the others
         if os.environ.get("LOCAL_RANK", "0") != "0" and _OF_RANKS in os.environ:
             return cls(Path(os.environ[_OF_RANKS]))
         return None
 
     @classmethod
     def all(cls, logs: Path, name: str) -> list[RunFolder]:
-        """Return the runs of a recipe, the newest first."""
+        """Return the folders of a recipe's runs, newest first."""
         return [cls(path) for _, path in reversed(versions_in(logs / name))]
 
     @classmethod
     def newest(cls, logs: Path, name: str) -> RunFolder:
-        """Return the newest run of a recipe.
+        """Return the folder of a recipe's newest run.
 
         Raises:
-            UserError: where there is none.
+            UserError: if there is none.
         """
         found = cls.all(logs, name)
         if not found:
-            raise UserError(f"no run of {name!r} in {logs}; train one first (fit), or name its --logs or --run")
+            raise UserError(f"no run of {name!r} in {logs}; train one first (fit), or give --logs or --run")
         return found[0]
 
     @property
@@ -112,64 +121,96 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def curves(self, phase: str | None = None) -> Path:
-        """Return the folder of the event files: a phase counts its steps from 0, so that its curves stand apart."""
+        """Return the folder of the event files; those of a phase stand apart, since it counts its steps from 0."""
         return self.path if phase is None else self.path / phase
 
     def checkpoint(self, which: str) -> Path:
-        """Return the path of the checkpoint ``"best"``, ``"last"``, or of a file by its path.
+        """Return the path of a checkpoint.
+
+        Args:
+            which: ``"best"``, ``"last"``, or the path of a file.
 
         Raises:
-            UserError: where there is no such file; the message lists what there is.
+            UserError: if there is no such file; the message lists those of the run.
         """
         path = self.checkpoints / f"{which}.ckpt" if which in ("best", "last") else Path(which)
         if not path.exists():
             have = ", ".join(sorted(p.stem for p in self.checkpoints.glob("*.ckpt"))) or "none"
-            raise UserError(f"ckpt={which!r}: no such checkpoint ({path}); in this run there are: {have}")
+            raise UserError(f"ckpt={which!r}: no such checkpoint ({path}); this run has: {have}")
         return path
 
     def read(self) -> dict[str, Any]:
-        """Return what ``run.json`` holds.
+        """Return the content of ``run.json``.
 
         Raises:
-            UserError: where it is missing or no JSON.
+            UserError: if it is missing or not JSON.
         """
         file = self.path / "run.json"
         try:
             content = json.loads(file.read_text())
         except FileNotFoundError as error:
-            raise UserError(f"{self.path} is no run folder: it has no run.json") from error
+            raise UserError(f"{self.path} is not a run's folder: it has no run.json") from error
         except ValueError as error:
-            raise UserError(f"{file} is no JSON: {error}") from error
+            raise UserError(f"{file} is not JSON: {error}") from error
         return dict(content)
 
     @rank_zero_only
     def write(self, content: Mapping[str, Any]) -> None:
-        """Replace ``run.json`` in one go, so that whoever reads it sees the old or the new one."""
-        file = self.path / "run.json"
-        draft = file.with_suffix(".tmp")
-        draft.write_text(json.dumps(plain(content), indent=2) + "\n")
-        draft.replace(file)
+        """Replace ``run.json`` atomically."""
+        with atomic_file(self.path / "run.json") as draft:
+            draft.write_text(json.dumps(plain(content), indent=2) + "\n")
 
     @rank_zero_only
     def update(self, **content: Any) -> None:
-        """Replace entries of ``run.json``."""
+        """Replace some entries of ``run.json``."""
         self.write({**self.read(), **content})
 
     @rank_zero_only
     def copy_recipe(self, file: Path | None) -> None:
-        """Keep a copy of the recipe's file."""
+        """Copy the recipe's file to ``recipe.py`` in the folder."""
         if file is not None:
             shutil.copyfile(file, self.path / "recipe.py")
 
+    def hand_over(self, phase: str) -> None:
+        """Make the checkpoint of a finished phase the run's ``best.ckpt``.
+
+        The best one from before is kept as ``before_<phase>.ckpt``. The phase's own file stays as a second name of the
+        new best, so that a run that is killed after this does not train the phase again.
+
+        Args:
+            phase: the phase's name.
+        """
+        best, own = self.checkpoints / "best.ckpt", self.checkpoints / f"{phase}.ckpt"
+        if own.exists():
+            if best.exists():
+                best.replace(best.with_name(f"{_BEFORE}{phase}.ckpt"))
+            link(own, best)
+            own.with_name(f"{previous(phase)}.ckpt").unlink(missing_ok=True)
+
+    def take_back_hand_over(self) -> None:
+        """Restore ``best.ckpt`` from before a phase, since the run before the phase is resumed."""
+        for before in self.checkpoints.glob(f"{_BEFORE}*.ckpt"):
+            before.replace(before.with_name("best.ckpt"))
+
+
+def previous(name: str) -> str:
+    """Return the name of the checkpoint that the checkpoint ``name`` replaced.
+
+    Example:
+        >>> previous("last"), previous("retrain")
+        ('previous', 'previous_retrain')
+    """
+    return "previous" if name == "last" else f"previous_{name}"
+
 
 def versions_in(parent: Path) -> list[tuple[int, Path]]:
-    """Return the runs in a recipe's folder by number."""
+    """Return number and path of each run in a recipe's folder, in ascending order."""
     found = ((re.fullmatch(r"version_(\d+)", p.name), p) for p in parent.glob("version_*"))
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def versions_of_packages() -> dict[str, str]:
-    """Return the versions of Python and the packages that make a run's numbers."""
+    """Return the versions of Python and of the packages that affect a run's results."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

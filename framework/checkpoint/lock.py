@@ -1,4 +1,4 @@
-"""A lock on a run's folder, which ends with the process that holds it, however that ends."""
+"""A lock on a run's folder, which the system releases when the process that holds it ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there nobody is kept out
+except ImportError:  # Windows has no such locks: there nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 
 class Lock:
-    """Held by the process that trains into a folder.
+    """A lock that the process that trains into a folder holds.
 
-    A lock of the POSIX kind: unlike one by ``flock`` the loader's worker processes, which outlive a killed run by some
-    seconds, do not inherit it.
+    It is a POSIX record lock: unlike one of ``flock``, it is not inherited by the loader's worker processes, which
+    outlive a killed run by some seconds.
 
     Args:
         folder: the run's folder.
@@ -27,10 +27,10 @@ class Lock:
         self._descriptor: int | None = None
 
     def take(self) -> bool:
-        """Take the lock, and tell whether nobody else had it.
+        """Take the lock and return True, or return False if another process holds it.
 
         Raises:
-            OSError: where the folder cannot be written.
+            OSError: if the folder cannot be written.
         """
         if fcntl is None or self._descriptor is not None:
             return True
@@ -41,12 +41,12 @@ class Lock:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 os.close(descriptor)
                 return False
-            # some network file systems have no locks: there nobody is kept out either
+            # some network file systems have no locks: there nothing is locked either
         self._descriptor = descriptor
         return True
 
     def leave(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,4 +1,4 @@
-"""Going on with a run that ended before its end: which one, from which file, and what differs by now."""
+"""Resume a run: which run, which checkpoint, and what changed since."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
 from framework.checkpoint.events import take_back
-from framework.checkpoint.file import BadCheckpoint, read_checkpoint
-from framework.checkpoint.folder import RunFolder
-from framework.checkpoint.saving import KEY, NEXT, previous
+from framework.checkpoint.file import read_checkpoint
+from framework.checkpoint.folder import KEY, NEXT, RunFolder, previous
+from framework.engine.state import BadCheckpoint
 from framework.errors import UserError, one_line
-from framework.plugin.phase import take_back_hand_over
 from framework.settings import plain
 
 if TYPE_CHECKING:
     from framework.engine.core import Core
 
-# hook points whose answers leave their mark in the optimizer's or the network's state
+# hook points whose results shape the state of the optimizer or the network
 _MARKS = ("prepare_model", "group_parameters", "make_optimizer", "make_scheduler")
 _ENDED = ("finished", "stopped")
-_CORE_BEFORE = "framework.module.Core"  # what version 0.1.0 called framework.Core in run.json
+_CORE_BEFORE = "framework.module.Core"  # the name of framework.Core in run.json of version 0.1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """Where training goes on.
+    """The point from which a run is resumed.
 
     Args:
         path: the checkpoint.
-        step: optimizer steps done by then.
-        epoch: the epoch at hand, from 0.
-        skipped: a line on each newer file that is no good.
-        events: lengths of the run's event files by then.
-        seconds: seconds of training by then.
+        step: optimizer steps done at the checkpoint.
+        epoch: epoch of the next step, from 0.
+        skipped: for each newer file that is unusable, a line that says why.
+        events: lengths of the run's event files at the checkpoint, by name.
+        seconds: seconds of training up to the checkpoint.
     """
 
     path: Path
@@ -49,15 +48,15 @@ class Start:
 
 
 def run_to_resume(named: str | Path | None, logs: Path, name: str) -> RunFolder:
-    """Return the folder of the run that is named, or of the recipe's last run that has not ended by itself.
+    """Return the folder of the run to resume.
 
     Args:
-        named: the run's folder, None for the last unfinished one.
+        named: the run's folder, None for the recipe's last unfinished run.
         logs: folder of all runs.
         name: the recipe's name.
 
     Raises:
-        UserError: where there is no such run.
+        UserError: if there is no such run.
     """
     if (made := RunFolder.of_ranks()) is not None:
         return made
@@ -65,12 +64,12 @@ def run_to_resume(named: str | Path | None, logs: Path, name: str) -> RunFolder:
         folder = RunFolder(Path(named))
         made_by = folder.read()["recipe"]
         if made_by != name:
-            raise UserError(f"--resume {named}: a run of the recipe {made_by!r}, not of {name!r}")
+            raise UserError(f"--resume {named}: a run of the recipe {made_by!r}, not of {name!r}; name another run")
         return folder
     for folder in RunFolder.all(logs, name):
         try:
             status = folder.read()["status"]
-        except UserError:  # made in the moment before the process was killed
+        except UserError:  # the process was killed right after it made the folder
             continue
         if status not in _ENDED:
             return folder
@@ -80,35 +79,36 @@ def run_to_resume(named: str | Path | None, logs: Path, name: str) -> RunFolder:
 
 
 def start_of(folder: RunFolder) -> Start | None:
-    """Return where a run goes on: its newest checkpoint that can be read, None where none was ever written.
+    """Return the newest usable checkpoint of a run, None if none was written.
 
     Raises:
-        UserError: where there are files and none is usable.
+        UserError: if there are checkpoints but none is usable.
     """
     start, skipped = _newest(folder, ("last", previous("last"), "best"), after=0)
     if start is None and skipped:
-        raise UserError(f"{folder.path}: no usable checkpoint to go on from: {'; '.join(skipped)}")
+        raise UserError(f"{folder.path}: no usable checkpoint to resume from: {'; '.join(skipped)}")
     return start
 
 
 def start_of_phase(folder: RunFolder, name: str, after: int) -> Start | None:
-    """Return where a later phase goes on, None where it starts anew; what it logged since is cut off.
+    """Return the newest usable checkpoint of a later phase, None if it has none, and cut off what it logged since.
 
     Args:
         folder: the run's folder.
         name: the phase's name.
-        after: optimizer steps of the run before it; a phase that came after others was another one.
+        after: optimizer steps of the run before the phase; a checkpoint with another number is of another phase.
     """
     start, skipped = _newest(folder, (name, previous(name)), after)
     if RunFolder.of_ranks() is None:
         take_back(folder.curves(name), {} if start is None else start.events)
+    instead = "starting the phase again" if start is None else f"resuming from {start.path.name}"
     for line in skipped:
-        rank_zero_info(f"{line}; going on from {'the start' if start is None else start.path.name} instead")
+        rank_zero_info(f"{line}; {instead} instead")
     return start
 
 
 def _newest(folder: RunFolder, names: Iterable[str], after: int) -> tuple[Start | None, list[str]]:
-    """Return the first of these checkpoints that is usable, and a line on each before it that is not."""
+    """Return the first usable one of these checkpoints, and a line on each unusable one before it."""
     skipped: list[str] = []
     for path in (folder.checkpoints / f"{name}.ckpt" for name in names):
         if not path.exists():
@@ -120,33 +120,33 @@ def _newest(folder: RunFolder, names: Iterable[str], after: int) -> tuple[Start 
             continue
         kept = content["callbacks"].get(KEY)
         if kept is None:
-            skipped.append(f"{path}: written by other means than a run's own")
+            skipped.append(f"{path}: not written by a run")
         elif kept["after"] == after:
-            # Lightning's own count leaves out an epoch that has just ended
+            # Lightning's own entry "epoch" does not count an epoch that has just ended
             epoch = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             return Start(path, content["global_step"], epoch, skipped, kept["events"], kept["seconds"]), skipped
     return None, skipped
 
 
 def clear(folder: RunFolder, start: Start) -> None:
-    """Remove what a run left behind that was cut off: a file without its names, and what it logged after the start."""
+    """Remove what an interrupted run left behind: unfinished files, and what it logged after the checkpoint."""
     for path in [folder.checkpoints / f"{NEXT}.ckpt", *folder.checkpoints.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
-    take_back_hand_over(folder)
+    folder.take_back_hand_over()
     take_back(folder.path, start.events)
 
 
 def check_unchanged(folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any], core: Core) -> list[str]:
-    """Return what differs from the run as it was, where it may go on nevertheless.
+    """Return what changed since the run was started, a line for each harmless change.
 
     Args:
         folder: the run's folder.
-        before: what ``run.json`` holds.
-        now: what it is going to hold.
-        core: of the run as it is going to be.
+        before: the content of ``run.json``.
+        now: the content that the resumed run will write.
+        core: the core of the resumed run.
 
     Raises:
-        UserError: where what differs gives the checkpoint's content another meaning.
+        UserError: if a change would give the checkpoint's content another meaning.
     """
     now = plain(now)
     if before.get("core") == _CORE_BEFORE:
@@ -169,8 +169,8 @@ def check_unchanged(folder: RunFolder, before: Mapping[str, Any], now: Mapping[s
     if breaking:
         best, last = (folder.checkpoints / f"{name}.ckpt" for name in ("best", "last"))
         raise UserError(
-            f"--resume {folder.path}: {', '.join(breaking)}: what the checkpoint holds would mean something else; undo"
-            f" that, or start a new run from its weights: --weights {best if best.exists() else last}"
+            f"--resume {folder.path}: {', '.join(breaking)}: the checkpoint does not fit these changes; undo"
+            f" them, or start a new run from its weights: --weights {best if best.exists() else last}"
         )
     harmless = [line for name in settings if name not in marks for line in settings[name]]
     harmless += _changes(before["parameters"], now["parameters"], "")
@@ -180,28 +180,34 @@ def check_unchanged(folder: RunFolder, before: Mapping[str, Any], now: Mapping[s
     kept = folder.path / "recipe.py"
     file = now["file"]
     if file is not None and kept.exists() and kept.read_bytes() != Path(file).read_bytes():
-        harmless.append(f"{file}: not the text of {kept} any more")
+        harmless.append(f"{file}: not the same text as its copy {kept}")
     return harmless
 
 
-def tell(folder: RunFolder, start: Start, differing: Iterable[str]) -> None:
-    """Say where the run goes on, and what differs."""
+def announce(folder: RunFolder, start: Start, differing: Iterable[str]) -> None:
+    """Print from where the run is resumed, and what changed since it was started.
+
+    Args:
+        folder: the run's folder.
+        start: the checkpoint.
+        differing: the changes, as :func:`check_unchanged` returns them.
+    """
     for line in start.skipped:
-        rank_zero_info(f"{line}; going on from {start.path.name} instead")
-    rank_zero_info(f"going on with {folder.path} from {start.path.name}: epoch {start.epoch + 1}, step {start.step}")
+        rank_zero_info(f"{line}; resuming from {start.path.name} instead")
+    rank_zero_info(f"resuming {folder.path} from {start.path.name}: epoch {start.epoch + 1}, step {start.step}")
     for line in differing:
-        rank_zero_info(f"  differs from the run so far: {line}")
+        rank_zero_info(f"  changed since the run was started: {line}")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Put the network's weights of a checkpoint in.
+    """Load the network's weights from a checkpoint.
 
     Args:
         model: the network, as plugins prepared it.
         path: the checkpoint.
 
     Raises:
-        UserError: where the file is unusable or of another network.
+        UserError: if the file is unusable, or is of another network.
     """
     kept = read_checkpoint(path)["state_dict"]
     state = {name.removeprefix("model."): value for name, value in kept.items() if name.startswith("model.")}
@@ -220,7 +226,7 @@ def _names(plugins: Iterable[str]) -> str:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], of: str, only: Iterable[str] | None = None) -> list[str]:
-    """Return the entries that differ, as ``name: old → new``, but for objects that tell nothing but their address."""
+    """Return the entries that differ as ``name: old → new``, without objects whose text is only their address."""
     names = list(only) if only is not None else list({**old, **new})
     lines = []
     for name in names:

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written, and which ones are kept."""
+"""The callback that writes checkpoints: when to write one, and which ones to keep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
+from framework.checkpoint.atomic import link
 from framework.checkpoint.events import sizes_of
-from framework.checkpoint.file import CheckpointFiles, link
+from framework.checkpoint.file import CheckpointFiles
+from framework.checkpoint.folder import KEY, NEXT, previous
 from framework.checkpoint.signals import Signals, Stopped
 from framework.errors import NonFiniteError, UserError, did_you_mean
 from framework.ops.finite import finite_weights
@@ -19,32 +21,30 @@ from framework.ops.finite import finite_weights
 if TYPE_CHECKING:
     from framework.engine.core import Core
 
-KEY = "checkpoints"  # of what is kept here in a checkpoint
-NEXT = "next"  # name of a file that is being given its names
-
 
 class Checkpoints(Checkpoint):
-    """Writes the last state of a run, keeps the one before it, and the state of the best epoch.
+    """Lightning callback that keeps the last checkpoint of a run, the one before it, and the one of the best epoch.
 
-    ``last`` is written at the end of each epoch, every so many steps or minutes between two steps, and on a signal,
-    after which training ends; the file that it replaces stays as ``previous``. ``best`` is another name of the same
-    file where that epoch is the best so far.
+    ``last`` is written at the end of each epoch, after a given number of steps or minutes, and on a signal, after which
+    training ends; the file that it replaces is kept as ``previous``. If the epoch is the best so far, ``best`` becomes
+    a second name of the same file.
 
-    Lightning's ``ModelCheckpoint`` is not used: with a monitor its last file is the best one, it has no file before the
-    last, it counts a best epoch as kept whose file could not be written, and it looks at the clock of each rank.
+    Lightning's ``ModelCheckpoint`` is not used: with a monitor its last file is the best one, it does not keep the file
+    before the last, it counts a best epoch as saved even if the file could not be written, and each rank looks at its
+    own clock.
 
-    A file within an epoch is written after the validation at its step, where there is one, so that everything that was
-    logged at its step is older than it, and nothing is logged twice when a run goes on from there.
+    A file within an epoch is written after the validation at its step, if there is one, so that everything that is
+    logged at the step precedes it, and nothing is logged twice when a run is resumed from it.
 
     Args:
-        folder: folder of the files.
+        folder: folder of the checkpoints.
         curves: folder of the event files.
-        files: how they are written.
-        signals: who may wish to stop.
-        name: name of the last file; another than ``"last"`` for a later phase, which has no best.
+        files: writes the files.
+        signals: the signals that request a stop.
+        name: name of the last file; other than ``"last"`` for a later phase, which has no best.
         after: optimizer steps of the run before the phase, 0 for the run itself.
-        monitor: the metric by which an epoch is best, None for none.
-        mode: ``"min"`` or ``"max"``.
+        monitor: the metric by which an epoch is best, None for no best.
+        mode: ``"min"`` or ``"max"``: which way the metric is better.
         every_n_steps: optimizer steps between two files, None for no such rule.
         every_n_minutes: minutes between two files, None for no such rule.
     """
@@ -68,8 +68,8 @@ class Checkpoints(Checkpoint):
         self._monitor, self._sign = monitor, 1.0 if mode == "min" else -1.0
         self._steps = every_n_steps or math.inf
         self._seconds = 60.0 * every_n_minutes if every_n_minutes else math.inf
-        self._best = math.inf  # of the file that is there, times the sign
-        self._found: float | None = None  # a better value whose file is due
+        self._best = math.inf  # the metric of best.ckpt, times the sign
+        self._found: float | None = None  # a better value whose file is not written yet
         self._saved_at = 0
         self._waited = 0.0
         self._due = False
@@ -85,65 +85,65 @@ class Checkpoints(Checkpoint):
         return KEY
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, the run's seconds so far, how long its event files are, and what it comes after."""
+        """Return the best value, the seconds so far, the lengths of the event files, and the steps before a phase."""
         best = self._best if self._found is None else self._found
         return {"best": best, "seconds": self.seconds, "events": self._events, "after": self._after}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them."""
+        """Restore the best value and the seconds."""
         self._best, self._before = state_dict["best"], state_dict["seconds"]
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, over all the times that the run went on."""
+        """Seconds of training, including those before the run was resumed."""
         return self._before + time.monotonic() - self._began
 
     # ---- when --------------------------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning, which puts its handlers in as the last thing before."""
+        """Install the signal handlers again, after Lightning has installed its own."""
         self._signals.take()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count from here."""
+        """Count steps from here, and install the signal handlers again."""
         self._saved_at = cast("Core", pl_module).at.index
         self._signals.take()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write what is due between two steps, and end training on a signal; after a validation, where one follows."""
-        self._ask(pl_module)
+        """Write a file that is due and end training on a signal, unless a validation follows at this step."""
+        self._check_due(pl_module)
         if (self._due or self._signal is not None) and not _validates_next(trainer):
             self._save_what_is_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Do the same within an epoch, and keep the best one; at the epoch's end there is more to wait for."""
+        """Do the same after a validation within an epoch; at its end :meth:`on_train_epoch_end` writes the file."""
         if trainer.sanity_checking:
             return
         if self._monitor is not None and self._monitor.startswith("val/"):
-            self._look(trainer)
+            self._compare(trainer)
         if not trainer.fit_loop.epoch_loop.done:
-            self._ask(pl_module, now=True)
+            self._check_due(pl_module, now=True)
             self._save_what_is_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the epoch's state, and end training on a signal."""
+        """Write the checkpoint of the epoch, and end training on a signal."""
         by_epoch = self._monitor is not None and not self._monitor.startswith("val/")
-        # a gap is known from the first validation on
+        # the metric of a gap exists from the first validation on
         known = self._monitor in trainer.callback_metrics or cast("Core", pl_module).recorder.validated
         if by_epoch and known:
-            self._look(trainer)
+            self._compare(trainer)
         self._save(trainer)
-        self._ask(pl_module, now=True)
+        self._check_due(pl_module, now=True)
         self._stop()
 
-    def _ask(self, core: pl.LightningModule, *, now: bool = False) -> None:
-        """Find out whether a file is due, and whether there was a signal; all ranks come to the same."""
+    def _check_due(self, core: pl.LightningModule, *, now: bool = False) -> None:
+        """Decide whether a file is due and whether a signal arrived, with the same result on all ranks."""
         step = cast("Core", core).at
-        answer = self._signals.agreed(step.world, core.device, now=now)
-        if answer is not None:
-            self._signal, seconds = answer
+        agreed = self._signals.agreed(step.world, core.device, now=now)
+        if agreed is not None:
+            self._signal, seconds = agreed
             self._waited += seconds
         self._due = step.index - self._saved_at >= self._steps or self._waited >= self._seconds
 
@@ -159,8 +159,8 @@ class Checkpoints(Checkpoint):
 
     # ---- what --------------------------------------------------------------------------------------------------------
 
-    def _look(self, trainer: pl.Trainer) -> None:
-        """Find out whether the metrics at hand are the best so far."""
+    def _compare(self, trainer: pl.Trainer) -> None:
+        """Remember the monitored metric if it is the best so far."""
         metrics = trainer.callback_metrics
         assert self._monitor is not None
         if self._monitor not in metrics:
@@ -170,7 +170,7 @@ class Checkpoints(Checkpoint):
             self._found = value
 
     def _save(self, trainer: pl.Trainer, *, last: bool = True) -> None:
-        """Write one file and give it its names; all ranks have to ask."""
+        """Write one file and give it its names; collective: every rank must call this."""
         core = cast("Core", trainer.lightning_module)
         if weight := finite_weights(core.model):
             raise NonFiniteError(
@@ -193,7 +193,7 @@ class Checkpoints(Checkpoint):
             self._saved_at, self._waited = core.at.index, 0.0
 
     def _name_it(self, path: Path, last: bool) -> None:
-        """Give a file its names; the best one first, so that a last one never knows of a best that is not there."""
+        """Give the file its names: ``best`` first, so that ``last`` never records a best value without its file."""
         if self._found is not None:
             link(path, self._folder / "best.ckpt")
         if last:
@@ -205,13 +205,8 @@ class Checkpoints(Checkpoint):
             path.unlink()
 
 
-def previous(name: str) -> str:
-    """Return the name of the file that was there before the one of this name."""
-    return "previous" if name == "last" else f"previous_{name}"
-
-
 def _validates_next(trainer: pl.Trainer) -> bool:
-    """Tell whether a validation, or the epoch's end, follows at the same step."""
+    """Return True if a validation, or the end of the epoch, follows at the same step."""
     loop = trainer.fit_loop.epoch_loop
     fetcher = trainer.fit_loop._data_fetcher
     assert fetcher is not None

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run trains: noticed at once, acted on between two steps."""
+"""Ctrl-C and SIGTERM during training: recorded at once, acted on between two steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytorch_lightning as pl
 import torch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_SECONDS = 1.0  # how often ranks look at one another's signals
+_SECONDS = 1.0  # between two exchanges of signals among ranks
 
 
 class Stopped(Exception):
-    """A signal ended training between two steps, after the checkpoint was written.
+    """Raised to end training between two steps after a signal, once the checkpoint is written.
 
     Args:
         number: the signal's number.
@@ -28,22 +28,22 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a wish to stop; a second one interrupts at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop; a second one interrupts at once.
 
-    As a context it puts the handlers in, and the ones before back at its end. Outside of the main thread, where Python
-    takes no signals, it does nothing.
+    As a context manager it installs its signal handlers, and restores the previous ones at the end. Outside of the main
+    thread, where Python receives no signals, it does nothing.
 
     Attributes:
-        received: number of the first signal that this process received, None while there was none.
-        shared: number of the signal on which the ranks agreed, None while there was none.
+        received: number of the first signal that this process received, None before one.
+        shared: number of the signal that all ranks know of, None before one.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.shared: int | None = None
         self._before: dict[int, Any] = {}
-        self._asked = self._compared = 0
-        self._next = 1  # ranks compare notes when they have asked that often
+        self._calls = self._exchanged_at = 0
+        self._next = 1  # the call of agreed() at which ranks exchange signals next
         self._since = time.monotonic()
 
     def __enter__(self) -> Signals:
@@ -58,70 +58,74 @@ class Signals:
         self._before = {}
 
     def take(self) -> None:
-        """Put the handlers in (again): Lightning puts its own for SIGTERM over them, which ends in exit code 0.
+        """Install the handlers, also again: Lightning replaces the one for SIGTERM by its own.
 
-        Its handler also waits for the other ranks within the handler; these may be waiting for something else.
+        Lightning's handler ends the process with exit code 0, and waits within the handler for the other ranks, which
+        may be waiting for something else.
         """
         for number in self._before:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            for one in _SIGNALS:  # a third one ends the process as if nobody listened
+            for one in _SIGNALS:  # a third one ends the process as without handlers
                 signal.signal(one, signal.SIG_DFL)
             raise KeyboardInterrupt
         self.received = number
 
     def agreed(self, world: int, device: torch.device, *, now: bool = False) -> tuple[int | None, float] | None:
-        """Return the signal that any rank received, and the seconds since the last answer; to be asked each step.
+        """Return the signal that any rank received and the seconds since the last exchange; called after each step.
 
-        With several ranks all have to ask, and get the same answer. They compare notes about once a second, at the same
-        step: after as many steps as took that long before. In between the answer is None.
+        Collective: every rank must call this, and all get the same result. About once a second the ranks all-reduce
+        their signals, after as many steps as took a second before.
 
         Args:
             world: number of ranks.
-            device: where ranks exchange tensors.
-            now: compare notes in any case.
+            device: device of the tensor that is all-reduced.
+            now: exchange signals at this call in any case.
+
+        Returns:
+            The signal's number, or None if no rank received one, and the seconds; None between two exchanges.
         """
-        self._asked += 1
-        if self._asked < self._next and not now:
+        self._calls += 1
+        if self._calls < self._next and not now:
             return None
         moment = time.monotonic()
         seconds, self._since = moment - self._since, moment
         if world == 1:
             self.shared = self.received
             return self.shared, seconds
-        notes = torch.tensor([float(self.received or 0), seconds], device=device)
-        torch.distributed.all_reduce(notes, torch.distributed.ReduceOp.MAX)
-        number, seconds = notes.tolist()
-        steps, self._compared = self._asked - self._compared, self._asked
-        self._next = self._asked + max(1, min(int(steps * _SECONDS / max(seconds, 1e-6)), 2 * steps))
+        flags = torch.tensor([float(self.received or 0), seconds], device=device)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        number, seconds = flags.tolist()
+        steps, self._exchanged_at = self._calls - self._exchanged_at, self._calls
+        self._next = self._calls + max(1, min(int(steps * _SECONDS / max(seconds, 1e-6)), 2 * steps))
         self.shared = int(number) or None
         return self.shared, seconds
 
 
 class StopOnSignal(pl.Callback):
-    """Ends training on a signal where no checkpoints are kept; where they are, those who write them end it.
+    """Lightning callback that ends training on a signal in runs without checkpoints; ``Checkpoints`` does in others.
 
     Args:
-        signals: who may wish to stop.
+        signals: the signals that request a stop.
     """
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals over from Lightning, which puts its handlers in as the last thing before."""
+        """Install the signal handlers again, after Lightning has installed its own."""
         self._signals.take()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take them over where nothing was checked before."""
+        """Install them in runs without a sanity check too."""
         self._signals.take()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End training between two steps."""
-        answer = self._signals.agreed(trainer.world_size, pl_module.device)
-        if answer is not None and answer[0] is not None:
-            raise Stopped(answer[0])
+        """End training between two steps after a signal."""
+        agreed = self._signals.agreed(trainer.world_size, pl_module.device)
+        if agreed is not None and agreed[0] is not None:
+            raise Stopped(agreed[0])

@@ -1,4 +1,4 @@
-"""The list of installed plugins."""
+"""The list of installed plugins that the command ``plugins`` prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def catalogue() -> tuple[str, list[str]]:
-    """Return the list as plain text, and one line for each plugin that cannot be imported."""
+    """Return the installed plugins as plain text, and one error line for each plugin that cannot be imported."""
     blocks, broken = [], []
     for entry in registered():
         try:

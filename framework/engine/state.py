@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
 
-from framework.checkpoint.file import FORMAT, check_format
 from framework.engine.objective import Objective
 from framework.engine.recorder import Entry, Recorder
+from framework.errors import UserError
 
 
 def state_of_run(objective: Objective, recorder: Recorder, samples_per_step: int | None) -> dict[str, Any]:
@@ -86,3 +88,34 @@ def go_on_within_epoch(trainer: pl.Trainer, loops: dict[str, Any], steps: int) -
         for count in (epochs["current"], epochs["total"]):
             count["processed"] -= 1
             count["completed"] = count["processed"]
+
+
+# ---- the core's part of a checkpoint ---------------------------------------------------------------------------------
+
+FORMAT = 1
+# what the core writes under "framework" besides the format number, and reads
+OWN_ENTRIES = ("history", "within_epoch", "stopped", "skipped")
+
+
+class BadCheckpoint(UserError):
+    """A file is not a usable checkpoint; the message says why."""
+
+
+def check_format(content: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a file is a checkpoint of this framework, in the format that this version reads.
+
+    Args:
+        content: what the file holds.
+        path: the file, for the error.
+
+    Raises:
+        BadCheckpoint: if it is not.
+    """
+    kept = content.get("framework")
+    if not isinstance(kept, dict):
+        raise BadCheckpoint(f"{path}: not a checkpoint of this framework (it has no format number)")
+    if kept.get("format") != FORMAT:
+        raise BadCheckpoint(
+            f"{path}: has format {kept.get('format')!r}, but this version reads format {FORMAT}; use the version that"
+            " wrote it (run.json names it)"
+        )

@@ -56,6 +56,17 @@ def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str
     return {name: layer for name, layer in layers.items() if name in chosen}
 
 
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """Return the number of a network's parameters and of its trainable ones; tied parameters count once.
+
+    Example:
+        >>> parameter_counts(nn.Linear(3, 2))
+        (8, 8)
+    """
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
 def select_weights(
     model: nn.Module, patterns: Patterns = "*", *, who: str, biases: bool = False
 ) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, dataclass_transform
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from framework.settings import check_settings, settings_of
+from framework.settings import check_settings, is_default, settings_of
 
 Relations = Mapping[str, str]
 Terms = Mapping[str, Tensor]
@@ -86,7 +86,7 @@ class Facts(Callback):
     def describe(self) -> str:
         """Return the plugin as the recipe would write it."""
         shown = [f for f in dataclasses.fields(self) if f.name != "name"]
-        values = [(f.name, getattr(self, f.name)) for f in shown if not _is_default(f, getattr(self, f.name))]
+        values = [(f.name, getattr(self, f.name)) for f in shown if not is_default(f, getattr(self, f.name))]
         parts = [f"{name}={_in_words(value)}" for name, value in values]
         return f"{type(self).__name__}({', '.join(parts)})"
 
@@ -106,9 +106,3 @@ def snake_case(name: str) -> str:
         ('norm_penalty', 'sam')
     """
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == field.default_factory())
-    return field.default is not dataclasses.MISSING and bool(value is field.default or value == field.default)

@@ -1,4 +1,4 @@
-"""A recipe's plugins changed from outside: taken out, added, set otherwise."""
+"""Edit a recipe's plugins from outside: remove some, add some, change settings."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def apply_edits(
     *,
     local: Mapping[str, type[Plugin]] | None = None,
 ) -> Recipe:
-    """Return the recipe with its plugins changed: first some are taken out, then some added, then settings changed.
+    """Return a copy of the recipe with edited plugins: first remove some, then add some, then change settings.
 
     Args:
-        recipe: left as it is.
-        settings: new values by ``"plugin.field"``; the plugin is made anew, so that all its checks run.
-        with_: ``(name, settings)`` of plugins to add. Each goes to the end, or in front of the first plugin that it
-            declares to stand before.
-        without: names of plugins to take out.
-        local: plugin classes by name that come before the registered ones, such as those of the recipe file.
+        recipe: the recipe, which is not changed.
+        settings: new values by ``"plugin.field"``; the plugin is constructed again, so that all its checks run.
+        with_: ``(name, settings)`` of plugins to add. Each is placed at the end, or in front of the first plugin that
+            it declares to stand before.
+        without: names of plugins to remove.
+        local: plugin classes by name that take precedence over registered ones, such as those of the recipe file.
 
     Raises:
-        UserError: where a plugin, a field or a value is unknown or wrong.
+        UserError: if a plugin, a field or a value is unknown or wrong.
     """
     plugins = list(recipe.plugins)
     for name in without:
@@ -52,13 +52,15 @@ def apply_edits(
         index = _index(plugins, name, who)
         plugin = plugins[index]
         if not isinstance(plugin, Plugin):
-            raise UserError(f"{who}: {name} is a plain Lightning callback, whose settings stand in the recipe alone")
+            raise UserError(
+                f"{who}: {name} is a plain Lightning callback, whose settings can only be changed in the recipe"
+            )
         plugins[index] = dataclasses.replace(plugin, **read_fields(type(plugin), {field: value}, who))
     return dataclasses.replace(recipe, plugins=plugins)
 
 
 def name_of(plugin: Callback) -> str:
-    """Return a plugin's name; of a plain Lightning callback its class name in snake case."""
+    """Return a plugin's name, or the class name in snake case of a plain Lightning callback."""
     return plugin.name if isinstance(plugin, Plugin) else snake_case(type(plugin).__name__)
 
 
@@ -79,15 +81,15 @@ def _made(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> Plugin:
 
 
 def read_fields(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> dict[str, Any]:
-    """Return settings of a plugin class read by their declared types.
+    """Parse settings of a plugin class by their declared types.
 
     Args:
         kind: the class.
         fields: values by name, such as :class:`framework.values.Text` from the command line.
-        who: who gave them, for the message.
+        who: the flag they were given with, for error messages.
 
     Raises:
-        UserError: where a setting is unknown or a value wrong.
+        UserError: if a setting is unknown or a value is wrong.
     """
     known = [field.name for field in dataclasses.fields(kind) if field.init]
     hints = get_type_hints(kind, include_extras=True)
@@ -105,8 +107,8 @@ def read_fields(kind: type[Plugin], fields: Mapping[str, Any], who: str) -> dict
 def _insert(plugins: list[Callback], plugin: Plugin) -> None:
     if plugin.name in map(name_of, plugins):
         raise UserError(
-            f"--with {plugin.name}: the recipe has a plugin of this name already; change that one by"
-            f" --set {plugin.name}.<field>=<value>, or give this one another name: --with {plugin.name}:name=…"
+            f"--with {plugin.name}: the recipe already has a plugin of this name; change it with"
+            f" --set {plugin.name}.<field>=<value>, or give the new one another name: --with {plugin.name}:name=…"
         )
     own = {base.__name__ for base in type(plugin).__mro__}
     for index, other in enumerate(plugins):

@@ -1,4 +1,4 @@
-"""What is wrong or odd about a recipe, found before training."""
+"""Lint a recipe: find what is wrong or odd about it before training."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _LOGGING = tuple(
 
 
 def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding]:
-    """Return what is wrong or odd about a recipe, errors first.
+    """Return the findings on a recipe, errors first.
 
     Args:
         recipe: the recipe, edits applied.
-        core: its core, plugins attached.
+        core: the recipe's core, with its plugins attached.
         options: the Trainer's options.
     """
     plan = plan_of(recipe, core, options)
@@ -67,15 +67,15 @@ def plan_of(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> Plan:
     )
 
 
-def report(findings: Sequence[Finding], where: str) -> None:
-    """Warn of what is odd; raise for what is wrong.
+def raise_or_warn(findings: Sequence[Finding], where: str) -> None:
+    """Raise the first error among the findings, or else issue all warnings.
 
     Args:
-        findings: errors first, as from :func:`lint`.
-        where: the recipe's name, which a warning stands under.
+        findings: errors first, as :func:`lint` returns them.
+        where: the recipe's name, which is printed as the place of a warning.
 
     Raises:
-        UserError: for the first error, with the number of further ones.
+        UserError: for the first error, with the number of errors.
     """
     errors = [finding for finding in findings if finding.severity == "error"]
     if errors:
@@ -87,17 +87,17 @@ def report(findings: Sequence[Finding], where: str) -> None:
 
 @rank_zero_only
 def _warn(message: str, where: str) -> None:
-    # under the recipe's name instead of a line of the framework's, which would be printed beneath
+    # with a line of the framework as its place, Python would print that line's source code
     warnings.warn_explicit(message, LintWarning, where, 1)
 
 
-# ---- by what plugins declare of themselves, and by the recipe --------------------------------------------------------
+# ---- rules over the recipe and the facts that plugins declare --------------------------------------------------------
 
 
 def _monitor(plan: Plan) -> Iterator[Finding]:
     tag = plan.monitor
     if plan.validations == 0 and tag.startswith("val/"):
-        return  # the default, and nothing to choose the best by
+        return  # the default monitor, in a run without a best epoch
     if reason := plan.why_never_logged(tag, "val", "train", "gap"):
         yield Finding("error", "recipe", f"monitor={tag!r}: {reason}")
 
@@ -106,10 +106,12 @@ def _mixing(plan: Plan) -> Iterator[Finding]:
     mixers = [plugin for plugin in plan.core.plugins if plugin.mixes_targets and not _changes_nothing(plugin, plan)]
     names = " and ".join(plugin.name for plugin in mixers)
     if len(mixers) > 1:
-        message = "both mix targets: a sample becomes one of up to four; take one out, or halve the probability of each"
+        message = (
+            "both mix targets: a sample becomes a mixture of up to four; remove one, or halve the probability of each"
+        )
         yield Finding("warning", names, message)
     if mixers and (smoothing := _label_smoothing(plan.core.loss)):
-        message = f"mixes targets that the loss smooths as well (label_smoothing={smoothing:g}); leave one out"
+        message = f"mixes targets that the loss smooths as well (label_smoothing={smoothing:g}); remove one"
         yield Finding("warning", names, message)
 
 
@@ -135,24 +137,26 @@ def _moved_in_vain(plan: Plan) -> Iterator[Finding]:
         for other in plan.core.plugins:
             for setting in other.read_once:
                 if f"{other.name}.{setting}" in plugin.moves:
-                    message = f"moves {other.name}.{setting}, which is read once, before the first step: without effect"
-                    yield Finding("error", plugin.name, f"{message}; take it out (--without {plugin.name})")
+                    message = (
+                        f"moves {other.name}.{setting}, which is read only before the first step, so without effect"
+                    )
+                    yield Finding("error", plugin.name, f"{message}; remove it (--without {plugin.name})")
 
 
 def _idle(plan: Plan) -> Iterator[Finding]:
     for plugin in plan.core.plugins:
         if settings := _changes_nothing(plugin, plan):
-            told = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-            yield Finding("warning", plugin.name, f"changes nothing with {told}; take it out (--without {plugin.name})")
+            zeros = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+            yield Finding("warning", plugin.name, f"changes nothing with {zeros}; remove it (--without {plugin.name})")
 
 
 def _changes_nothing(plugin: Facts, plan: Plan) -> Mapping[str, Any] | None:
-    """Return the strengths of zero by which a plugin equals its absence, None where it does not."""
+    """Return the settings of zero strength that make a plugin equal to its absence, None if there are none."""
     examples, absent = plugin.examples, list(plugin.absent)
     for example, zeros in zip(examples, absent * len(examples) if len(absent) == 1 else absent, strict=False):
         if not zeros or any(value != 0 for value in zeros.values()):
             continue
-        # the strength of one kind says nothing about another kind
+        # an example of one kind says nothing about another kind
         kind = example.get("kind", getattr(type(plugin), "kind", None))
         if all(getattr(plugin, name, None) == value for name, value in {"kind": kind, **zeros}.items()):
             moved = {f"{plugin.name}.{name}" for name in zeros}

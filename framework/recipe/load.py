@@ -1,4 +1,4 @@
-"""Recipe files: from a path to the function ``recipe``, and from that function to a :class:`framework.Recipe`."""
+"""Load recipe files: import the function ``recipe`` from a path, and call it to get a :class:`framework.Recipe`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def load_recipe(path: str | Path) -> Factory:
-    """Return the function ``recipe`` of a recipe file.
+    """Import a recipe file and return its function ``recipe``.
 
-    The file is imported under its own name with its folder on ``sys.path``, as a script's is, so that what it defines
-    can be pickled for loader workers and ranks that are spawned.
+    The file is imported under its own name with its folder on ``sys.path``, as for a script, so that what it defines
+    can be pickled for spawned loader workers and ranks.
 
     Args:
         path: a Python file that defines ``recipe(…) -> Recipe``.
 
     Raises:
-        UserError: where there is no such file, its name cannot be imported, or it defines no function ``recipe``.
-        Exception: what the file itself raises, as it is.
+        UserError: if there is no such file, its name cannot be imported, or it defines no function ``recipe``.
+        Exception: any error that the file itself raises, unchanged.
     """
     file = _file(path)
     module = _import(file)
@@ -48,15 +48,15 @@ def load_recipe(path: str | Path) -> Factory:
 
 
 def build_recipe(factory: Factory, parameters: Mapping[str, Any] | None = None) -> Recipe:
-    """Return a fresh recipe.
+    """Call a recipe function and return the recipe, a new one at every call.
 
     Args:
         factory: a function that returns a :class:`framework.Recipe`.
-        parameters: what to call it with, defaults filling the rest; plain data is read by the declared types.
+        parameters: its arguments by name; text and plain data are parsed by the declared types.
 
     Raises:
-        UserError: where a parameter is unknown, missing or of the wrong type, or no ``Recipe`` comes back.
-        Exception: what the factory itself raises, as it is.
+        UserError: if a parameter is unknown, missing or of the wrong type, or the function returns no ``Recipe``.
+        Exception: any error that the function itself raises, unchanged.
     """
     from framework.recipe.recipe import Recipe
 
@@ -88,7 +88,7 @@ def build_recipe(factory: Factory, parameters: Mapping[str, Any] | None = None) 
 
 
 def plugins_defined_by(factory: Factory) -> dict[str, type[Plugin]]:
-    """Return the plugin classes that the factory's own file defines, by their name in snake case."""
+    """Return the plugin classes that the recipe function's own file defines, by name in snake case."""
     from framework.plugin.facts import snake_case
     from framework.plugin.plugin import Plugin
 
@@ -105,9 +105,9 @@ def _file(path: str | Path) -> Path:
     if not file.is_file():
         raise UserError(f"no such recipe: {path}{_neighbours(file.parent, file.name)}")
     if file.suffix != ".py":
-        raise UserError(f"{path} is no recipe: a recipe is a Python file (*.py)")
+        raise UserError(f"{path} is not a recipe: a recipe is a Python file (*.py)")
     if "." in file.stem:
-        raise UserError(f"{path} cannot be imported; take the dot out of {file.stem!r}")
+        raise UserError(f"{path} cannot be imported; rename it without the dot in {file.stem!r}")
     return file
 
 
@@ -120,13 +120,13 @@ _added_folder: str | None = None
 
 
 def _import(file: Path) -> ModuleType:
-    """Execute ``file`` as the top-level module of its name, so that a child process imports the same by that name."""
+    """Execute ``file`` as a top-level module under its name, by which child processes import it too."""
     global _added_folder
-    # one recipe's folder at a time: two folders may hold recipes, or helpers, of the same name
+    # only one recipe's folder at a time, since two folders may hold recipes or helpers of the same name
     if _added_folder in sys.path and _added_folder != str(file.parent):
         sys.path.remove(_added_folder)
     if str(file.parent) not in sys.path:
-        # last, not first as a script's: a neighbour called random.py must not hide what the framework imports
+        # last, not first as for a script: a file random.py beside the recipe must not hide Python's own module
         sys.path.append(str(file.parent))
         _added_folder = str(file.parent)
     loaded = sys.modules.get(file.stem)

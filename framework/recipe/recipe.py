@@ -1,4 +1,4 @@
-"""A recipe: everything that makes one training run."""
+"""``Recipe``: everything that defines one training run."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from framework.engine.skips import OnNonFinite
 from framework.errors import UserError, did_you_mean
 from framework.plugin.plugin import Plugin
 
-# Trainer options that the core carries out itself, since it optimizes by hand
+# Trainer options that the core implements itself, since it uses manual optimization
 _OWN_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 
 
 @dataclasses.dataclass
 class Recipe:
-    """What a recipe file's ``recipe(...)`` returns, fresh at every call.
+    """Everything that defines a training run; a recipe file's ``recipe(...)`` returns a new one at every call.
 
     Args:
         model: the network.
         data: training, validation and test part.
-        loss: ``loss(prediction, target)``, a mean over samples; None where ``core`` has its own.
+        loss: ``loss(prediction, target)``, a mean over samples; None if ``core`` has its own.
         metrics: torchmetrics by name.
-        plugins: plugins, and plain Lightning callbacks, in the order in which they answer.
+        plugins: plugins and plain Lightning callbacks, in the order in which they are called.
         trainer: options of Lightning's ``Trainer``, such as ``{"max_epochs": 30}``; the command line's
-            ``--trainer.*`` comes on top.
+            ``--trainer.*`` overrides them.
         core: the class of the core, a subclass for another kind of objective.
         monitor: the metric by which the best checkpoint is chosen.
         mode: ``"min"`` or ``"max"``: which way the monitored metric is better.
         compile: compile the network with ``torch.compile``; a mapping gives its options.
-        parameters: what the recipe function was called with, defaults included; filled in by those who call it.
+        parameters: arguments of the recipe function, defaults included; filled in by the framework.
 
     Raises:
-        UserError: where a part is of the wrong kind.
+        UserError: if an argument is of the wrong type.
     """
 
     model: nn.Module
@@ -82,12 +82,12 @@ class Recipe:
         check_trainer_options(self.trainer)
 
     def make_core(self, seed: int, options: Mapping[str, Any], on_nonfinite: OnNonFinite = "stop") -> Core:
-        """Return the core of this recipe.
+        """Return a core of this recipe.
 
         Args:
             seed: the run's seed.
-            options: the Trainer's options, of which the core carries some out itself.
-            on_nonfinite: what to do where the objective is infinite or not a number, see :class:`Core`.
+            options: the Trainer's options, of which the core implements some itself.
+            on_nonfinite: what to do if the objective is infinite or not a number, see :class:`Core`.
         """
         accumulate = options.get("accumulate_grad_batches", 1)
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
@@ -109,17 +109,17 @@ class Recipe:
 
 
 def check_trainer_options(options: Mapping[str, Any]) -> None:
-    """Check that Lightning's ``Trainer`` takes options of these names.
+    """Check that Lightning's ``Trainer`` has options of these names.
 
     Raises:
-        UserError: with the name meant, where one is misspelt.
+        UserError: if it has not; the message suggests a similar name.
     """
     known = inspect.signature(Trainer.__init__).parameters.keys() - {"self"}
     for name in options:
         if name not in known:
-            raise UserError(f"trainer.{name}: Lightning's Trainer takes no such option{did_you_mean(name, known)}")
+            raise UserError(f"trainer.{name}: Lightning's Trainer has no such option{did_you_mean(name, known)}")
 
 
 def lightning_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that go to Lightning's ``Trainer``, without those that the core carries out."""
+    """Return the options for Lightning's ``Trainer``, without those that the core implements itself."""
     return {name: value for name, value in options.items() if name not in _OWN_OPTIONS}

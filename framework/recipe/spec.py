@@ -1,4 +1,4 @@
-"""An order to train or evaluate: a recipe, how to build it anew, and the edits to it."""
+"""Specification of a run: recipe, seed, overrides."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Source = Recipe | Callable[..., Recipe] | str | Path
 Additions = Iterable[tuple[str, Mapping[str, Any]]]
 
 
-class Order:
-    """A recipe, the run's seed, and what is changed in it from outside.
+class RunSpec:
+    """Specification of a run: recipe, seed, overrides.
 
     Args:
         source: path of a recipe file, a function that returns a recipe, or a recipe.
         seed: the run's seed, None for 0.
         parameters: parameters of the recipe function.
-        trainer: options of Lightning's ``Trainer``, on top of the recipe's.
+        trainer: options of Lightning's ``Trainer``, which override the recipe's.
         settings: settings of plugins to change, ``{"plugin.field": value}``.
         with_: plugins to add, ``(name, settings)``.
-        without: names of plugins to leave out.
-        on_nonfinite: ``"stop"`` or ``"skip"``: what to do where the objective is infinite or not a number; None for
+        without: names of plugins to remove.
+        on_nonfinite: ``"stop"`` or ``"skip"``: what to do if the objective is infinite or not a number; None for
             ``"stop"``.
 
     Raises:
-        UserError: where one of them is wrong.
+        UserError: if one of them is wrong.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class Order:
         self._pristine: Recipe | None = None
         if self._given is not None:
             if self.parameters:
-                raise UserError("parameters are for a recipe file or function; this recipe is built already")
+                raise UserError(
+                    f"parameters={self.parameters!r}: a Recipe object takes none; give a recipe file or function"
+                )
             self._factory: Callable[..., Recipe] | None = None
             self.name = "recipe"
         else:
@@ -80,17 +82,17 @@ class Order:
             self.name = self.file.stem if self.file is not None else name
 
     def on_top_of(self, record: Mapping[str, Any], *, training: bool) -> None:
-        """Take what a run was ordered with wherever this order says nothing else.
+        """Fill in what this specification leaves open from that of an earlier run.
 
         Args:
-            record: what :meth:`record` returned, as ``run.json`` keeps it.
-            training: take what is about training as well: the Trainer's options, and what to do with an objective that
-                is not finite.
+            record: what :meth:`record` of the earlier run returned, as read from ``run.json``.
+            training: fill in what is about training as well: the Trainer's options, and what to do if the objective is
+                not finite.
         """
         self.seed = record["seed"] if self._seed is None else self._seed
         self.parameters = {**record["parameters"], **self.parameters}
         self.settings = {**as_text(record["settings"]), **self.settings}
-        # the whole command may have been typed once more
+        # the user may have repeated the flags of the earlier run
         added = [(name, as_text(given)) for name, given in record["with"]]
         self.additions = [*added, *(one for one in self.additions if one not in added)]
         self.without = list(dict.fromkeys([*record["without"], *self.without]))
@@ -99,10 +101,10 @@ class Order:
             self.on_nonfinite = self._on_nonfinite or record["on_nonfinite"]
 
     def build(self) -> Recipe:
-        """Return the recipe with the edits applied; a fresh one at every call.
+        """Return the recipe with the overrides applied, a new one at every call.
 
-        The first build of a recipe that is there already is that recipe: the user's own model is trained. What it was
-        is kept for a second build only where a plugin may ask for a further phase: it costs a copy of the weights.
+        If the user gave a ``Recipe`` object, the first call returns that one, so that the user's own model is trained.
+        For a second call a copy is kept, but only if a plugin may request a later phase, since it copies the weights.
         """
         pl.seed_everything(self.seed, verbose=False)
         if self._factory is not None:
@@ -110,7 +112,7 @@ class Order:
             return self._edited(recipe, plugins_defined_by(self._factory))
         if self._pristine is not None:
             return self._edited(_copy(self._pristine), None)
-        assert self._given is not None, "built before, and no plugin was to ask for it again"
+        assert self._given is not None, "built before, without a plugin that may request a later phase"
         given, self._given = self._given, None
         edited = self._edited(given, None)
         if any(overrides(plugin, "next_phase") for plugin in edited.plugins):
@@ -122,11 +124,11 @@ class Order:
         return dataclasses.replace(edited, trainer=self.options(edited))
 
     def options(self, recipe: Recipe) -> dict[str, Any]:
-        """Return the Trainer's options: the recipe's, then what was ordered on top."""
+        """Return the Trainer's options: the recipe's, overridden by those of this specification."""
         return {**recipe.trainer, **self.trainer}
 
     def record(self) -> dict[str, Any]:
-        """Return what it takes to give the same order again, as plain data; objects among the options are left out."""
+        """Return the specification as plain data for ``run.json``; objects among the Trainer's options are left out."""
         return {
             "parameters": self.parameters,
             "trainer": {name: value for name, value in self.trainer.items() if is_plain(value)},
@@ -139,5 +141,5 @@ class Order:
 
 
 def _copy(recipe: Recipe) -> Recipe:
-    """Return a copy of a recipe that can be trained apart; both share the data."""
+    """Return a copy of a recipe that can be trained independently; both share the data."""
     return copy.deepcopy(recipe, {id(recipe.data): recipe.data})

@@ -1,1 +1,1 @@
-"""What people look at: TensorBoard, the progress bar, ``explain``, text tables."""
+"""Output for people: TensorBoard, the progress bar, ``explain``, text tables."""

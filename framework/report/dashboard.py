@@ -1,4 +1,4 @@
-"""What TensorBoard shows besides curves: charts of several curves, weights, inputs, hyperparameters."""
+"""TensorBoard besides single curves: charts of several curves, histograms of weights, inputs, hyperparameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from framework.data.data import TrainLoader
 from framework.ops.patterns import is_weight
 from framework.ops.shards import locals_of
 from framework.report.pictures import grid, is_pictures, raw_pictures, span
-from framework.settings import plain
+from framework.settings import is_default
 
 if TYPE_CHECKING:
     from framework.engine.core import Core
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
 Layout = dict[str, dict[str, list[Any]]]
 
 _PICTURES = 32
-_SAMPLED = 1 << 16  # numbers of a weight that its histogram is made of
+_SAMPLED = 1 << 16  # maximal number of entries of a weight in its histogram
 _BINS = 64
 
 
 class Dashboard(pl.Callback):
-    """Writes, beside the curves that the recorder logs, what makes a run easy to judge in TensorBoard.
+    """Lightning callback that writes to TensorBoard what helps to judge a run, besides the curves of the recorder.
 
     - Custom Scalars: training against validation in one chart, J against the objective, all penalties, the gap, …
-    - Histograms of the weights: at the start, every few epochs, and at the end. A histogram is made of 65,536 numbers
-      of a weight at most, so that all of them take less than a second for a network of any size.
-    - Images: the first training batch as the network gets it, and the same samples as the data set gives them, where
+    - Histograms of the weights: at the start, every few epochs, and at the end. A histogram samples at most 65,536
+      entries of a weight, so that all of them take less than a second for a network of any size.
+    - Images: the first training batch as the network receives it, and the same samples as the data set returns them, if
       inputs look like images: ``(N, C, H, W)`` with one channel or three.
-    - ``best/<metric>``: what validation gave at the best epoch so far, by the monitored metric.
+    - ``best/<metric>``: the validation metrics at the best epoch so far, by the monitored metric.
     - HParams: the recipe's parameters and the plugins' settings, with the last value of each curve.
 
-    It draws no random numbers and does nothing in a step but the first. Loggers other than ``TensorBoardLogger`` are
-    left alone.
+    It draws no random numbers and does nothing in steps after the first. Loggers other than ``TensorBoardLogger`` are
+    ignored.
 
     Args:
-        parameters: what the run was made with, such as the recipe's parameters.
+        parameters: hyperparameters of the run, such as the recipe's parameters.
         monitor: the metric by which an epoch is best.
-        mode: ``"min"`` or ``"max"``: which way it is better.
+        mode: ``"min"`` or ``"max"``: which way the metric is better.
         histogram_every_n_epochs: epochs between histograms, 0 for none.
-        images: show inputs.
+        images: write images of the inputs.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Dashboard(pl.Callback):
         return "dashboard"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been written once, and is not to be written anew where a run goes on."""
+        """Return what was already written, so that a resumed run does not write it again."""
         return {"begun": self._begun, "laid_out": self._laid_out, "histogram_at": self._histogram_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it."""
+        """Restore what was already written."""
         self._begun, self._laid_out = state_dict["begun"], state_dict["laid_out"]
         self._histogram_at = state_dict["histogram_at"]
 
@@ -91,7 +91,7 @@ class Dashboard(pl.Callback):
         self._start, self._end = session(hyperparameters(cast("Core", pl_module), self._parameters))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the hyperparameters, the initial weights, and wait for the first batch; not where a run goes on."""
+        """Write hyperparameters and initial weights and wait for the first batch, unless the run is resumed."""
         core = cast("Core", pl_module)
         if self._begun or not self._writers:
             return
@@ -99,10 +99,10 @@ class Dashboard(pl.Callback):
         self._write(self._start)
         self._write_weights(core, trainer.global_step)
         if self._images:
-            core.gradient.watch = lambda batch: self._see(core, batch)
+            core.gradient.watch = lambda batch: self._write_inputs(core, batch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what is due of the epoch before, all of whose values are known by now."""
+        """Write the charts and histograms of the previous epoch, whose values are complete only now."""
         core = cast("Core", pl_module)
         if self._writers:
             self._lay_out(core)
@@ -110,7 +110,7 @@ class Dashboard(pl.Callback):
                 self._write_weights(core, core.at.index)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the best metrics so far; in HParams, which shows last values in order of name, they come first."""
+        """Write the best metrics so far; in HParams, which sorts tags by name, they come first."""
         entries = cast("Core", pl_module).recorder.history
         history = [one for one in entries if not math.isnan(one.metrics.get(self._monitor, math.nan))]
         if trainer.sanity_checking or not history:
@@ -124,7 +124,7 @@ class Dashboard(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final weights and the end of the session.
 
-        Not where training ends: a run that goes on from after its last step does not begin to train.
+        ``on_train_end`` would not do: it is not called for a run that is resumed after its last step.
         """
         core = cast("Core", pl_module)
         if self._writers:
@@ -133,12 +133,12 @@ class Dashboard(pl.Callback):
             self._write(self._end)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the charts of a run that was cut short; that its session has no end tells the rest."""
+        """Write the charts of a run that failed; its HParams session stays without an end."""
         if self._writers:
             self._lay_out(cast("Core", pl_module), last=True)
 
     def _lay_out(self, core: Core, *, last: bool = False) -> None:
-        """Write the charts, once it is known what is logged: TensorBoard reads only one layout of a run."""
+        """Write the layout of the charts once all tags are known: TensorBoard reads only one layout of a run."""
         known = core.recorder.latest
         if not self._laid_out and (last or "train/loss" in known):
             self._laid_out = True
@@ -152,15 +152,15 @@ class Dashboard(pl.Callback):
         for prefix, layer in core.model.named_modules():
             for name, weight in layer.named_parameters(recurse=False):
                 if is_weight(layer, name, weight):
-                    flat = locals_of([weight.detach()])[0].flatten()  # of a sharded weight rank zero's part
+                    flat = locals_of([weight.detach()])[0].flatten()  # of a sharded weight the shard of rank zero
                     sample = flat[:: -(-flat.numel() // _SAMPLED) or 1].float().cpu()
                     finite = sample[sample.isfinite()]
                     tag = f"weights/{prefix}.{name}".removesuffix(".weight")
                     for writer in self._writers if len(finite) else ():
                         writer.add_histogram(tag, finite, step, bins=_BINS)
 
-    def _see(self, core: Core, batch: Any) -> None:
-        """Show the first micro-batch, and look no more."""
+    def _write_inputs(self, core: Core, batch: Any) -> None:
+        """Write images of the first micro-batch, then stop watching batches."""
         core.gradient.watch = None
         inputs = input_of(batch)
         if not is_pictures(inputs):
@@ -168,7 +168,7 @@ class Dashboard(pl.Callback):
         seen = inputs[:_PICTURES].detach().cpu()
         loader = core.trainer.train_dataloader
         raw = raw_pictures(loader, len(seen)) if isinstance(loader, TrainLoader) else None
-        # of one scale where they can be: a change of brightness is to show
+        # on one scale if possible, so that a change of brightness is visible
         same = raw is not None and raw.dtype == seen.dtype and raw.shape == seen.shape
         answers = core.answers
         changed = answers.of("transform_sample") or answers.of("transform_batch")
@@ -187,9 +187,9 @@ class Dashboard(pl.Callback):
 
 
 def layout(tags: Iterable[str]) -> Layout:
-    """Return TensorBoard's charts of several curves for the tags that a run logs.
+    """Return the layout of TensorBoard's Custom Scalars for the tags that a run logs.
 
-    TensorBoard joins the layouts of all runs chart by chart, so that a chart has the same patterns in each.
+    TensorBoard merges the layouts of all runs by chart, so each chart has the same patterns in every run.
 
     Example:
         >>> layout(["train/loss", "val/loss", "lr"])["1 Training and validation"]
@@ -217,36 +217,30 @@ def _any_match(regex: str, tags: Iterable[str]) -> bool:
 
 
 def hyperparameters(core: Core, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what tells runs apart: the parameters, who plugs in, and settings that differ from their defaults.
+    """Return the hyperparameters of a run: parameters, seed, plugins, and settings that differ from their defaults.
 
     Example:
         >>> from torch import nn
-        >>> from framework import Core
+        >>> from framework.engine.core import Core
         >>> hyperparameters(Core(nn.Linear(2, 1), seed=3), {"width": 12})
         {'width': 12, 'seed': 3, 'plugins': 'none'}
     """
-    # a setting that one run lacks is no difference to TensorBoard, which shows columns that differ first
+    # TensorBoard shows columns that differ first, and counts a setting that one run lacks as no difference
     found = {**parameters, "seed": core.seed, "plugins": ", ".join(plugin.name for plugin in core.plugins) or "none"}
     for plugin in core.plugins:
         for field in dataclasses.fields(plugin):
             value = plugin.declared_.get(field.name)
-            if field.name != "name" and not _is_default(field, value):
+            if field.name != "name" and not is_default(field, value, as_plain=True):
                 found[f"{plugin.name}.{field.name}"] = value
     return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in found.items()}
 
 
 def session(values: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
-    """Return the summaries that begin and end a run in TensorBoard's HParams tab.
+    """Return the summaries that start and end a run's session in TensorBoard's HParams tab.
 
-    ``SummaryWriter.add_hparams`` would write them as a run of its own. The summary of the experiment is left out:
-    TensorBoard takes the first that it finds for all runs, and hides what later runs have besides; without it, it takes
-    the columns of all.
+    ``SummaryWriter.add_hparams`` would write them as a separate run. The summary of the experiment is left out:
+    TensorBoard uses the first one that it finds for all runs and hides columns that only later runs have; without it,
+    it shows the columns of all runs.
     """
     _, start, end = hparams(dict(values), {})  # type: ignore[no-untyped-call]
     return [start], [end]
-
-
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(value == plain(field.default_factory()))
-    return field.default is not dataclasses.MISSING and bool(value == plain(field.default))

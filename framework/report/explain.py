@@ -1,13 +1,12 @@
-"""What a recipe will do, in words: who answers where, in which order, how the answers combine, and why."""
+"""Explain what a recipe will do: which plugins act at which hook point, and how their results combine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from framework.data.data import length_of
+from framework.ops.patterns import parameter_counts
 from framework.plugin.hooks import HOOK_POINTS, RULES
 from framework.plugin.plugin import Plugin, overrides
 from framework.plugin.relations import check_relations, relations_of
@@ -26,34 +25,23 @@ def explain(recipe: Recipe) -> str:
     """Return the explanation of a recipe as plain text of at most 120 columns.
 
     Raises:
-        UserError: where a declared relation is broken or a pattern matches nothing, as training would say.
+        UserError: if a declared relation is violated or a pattern matches nothing, as when training.
     """
     plugins = [plugin for plugin in recipe.plugins if isinstance(plugin, Plugin)]
     check_relations(plugins)
     parts = [
         _setting(recipe),
-        _listed("Plugins, in the order in which they answer", _plugins(recipe.plugins)),
-        _listed("Hook points, in the order in which a run meets them", _hook_points(plugins)),
-        _nobody(plugins),
-        _listed("How answers combine", _rules(plugins)),
+        _listed("Plugins, in the order in which they are called", _plugins(recipe.plugins)),
+        _listed("Hook points, in the order in which a run reaches them", _hook_points(plugins)),
+        _unused(plugins),
+        _listed("How results combine", _rules(plugins)),
         _listed("Declared relations", _relations(plugins)),
     ]
-    # the network as the plugins meet it: patterns that match nothing show before training
+    # attaching the plugins shows patterns that match nothing before training
     core = recipe.make_core(0, recipe.trainer)
     core.attach_plugins()
     parts.append(_listed("Findings", _findings(recipe, core)))
     return "\n\n".join(part for part in parts if part)
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Return the number of a network's parameters and of those that are trained, tied ones counted once.
-
-    Example:
-        >>> parameter_counts(nn.Linear(3, 2))
-        (8, 8)
-    """
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def _setting(recipe: Recipe) -> str:
@@ -88,10 +76,10 @@ def _plugins(plugins: Sequence[Callback]) -> list[list[str]]:
     for number, plugin in enumerate(plugins, 1):
         if isinstance(plugin, Plugin):
             settings = {name: value for name, value in plugin.settings().items() if name != "name"}
-            told = ", ".join(f"{name}={value!r}" for name, value in settings.items()) or "no settings"
+            text = ", ".join(f"{name}={value!r}" for name, value in settings.items()) or "no settings"
         else:
-            told = "a plain Lightning callback: hears Lightning's notices, answers nowhere"
-        rows.append([str(number), name_of(plugin), type(plugin).__name__, told])
+            text = "a plain Lightning callback, which implements no hook point"
+        rows.append([str(number), name_of(plugin), type(plugin).__name__, text])
     return [["", "name", "class", "settings"], *rows] if rows else []
 
 
@@ -101,12 +89,12 @@ def _hook_points(plugins: Sequence[Plugin]) -> list[list[str]]:
         names = [plugin.name for plugin in plugins if overrides(plugin, point.name)]
         if names:
             rows.append([point.name, point.rule, ", ".join(names), point.when])
-    return [["hook point", "combined by", "who, in this order", "asked"], *rows] if rows else []
+    return [["hook point", "combined by", "plugins, in order", "called"], *rows] if rows else []
 
 
-def _nobody(plugins: Sequence[Plugin]) -> str:
+def _unused(plugins: Sequence[Plugin]) -> str:
     silent = [p.name for p in HOOK_POINTS if not any(overrides(plugin, p.name) for plugin in plugins)]
-    return paragraph(f"Nobody answers at {', '.join(silent)}.", indent=0) if silent else ""
+    return paragraph(f"Hook points without a plugin: {', '.join(silent)}.", indent=0) if silent else ""
 
 
 def _rules(plugins: Sequence[Plugin]) -> list[list[str]]:
@@ -131,7 +119,7 @@ def _relations(plugins: Sequence[Plugin]) -> list[list[str]]:
 
 def _findings(recipe: Recipe, core: Core) -> list[list[str]]:
     found = lint(recipe, core, recipe.trainer)
-    return [[one.severity, one.about, one.message] for one in found] or [["none: nothing is wrong or odd"]]
+    return [[one.severity, one.about, one.message] for one in found] or [["none"]]
 
 
 def _listed(title: str, rows: list[list[str]]) -> str:

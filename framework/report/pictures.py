@@ -1,4 +1,4 @@
-"""Inputs as pictures: a grid of them, and the samples as they were before anyone changed them."""
+"""Images of inputs: a grid of them, and the samples before any transform."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from framework.data.batch import input_of
 from framework.data.data import TrainLoader
 
 _COLUMNS = 8
-_TILE = 48  # pixels a side that a picture gets at least
+_TILE = 48  # minimal height and width of a picture, in pixels
 
 
 def is_pictures(x: Any) -> bool:
-    """Tell whether a batch of inputs looks like images: ``(N, C, H, W)`` with one channel or three."""
+    """Return True if a batch of inputs looks like images: ``(N, C, H, W)`` with one channel or three."""
     return isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] in (1, 3) and min(x.shape[2:]) > 3
 
 
 def grid(pictures: Tensor, low: float, high: float) -> Tensor:
-    """Return pictures side by side, eight a row, as one.
+    """Return pictures side by side in one picture, eight a row.
 
     Args:
         pictures: ``(N, C, H, W)``.
-        low: the value that is black.
-        high: the value that is white; what lies outside is cut.
+        low: the value shown as black.
+        high: the value shown as white; values outside are clipped.
 
     Returns:
-        A tensor ``(C, height, width)`` of numbers from 0 to 1; small pictures are enlarged by whole pixels.
+        A tensor ``(C, height, width)`` of values from 0 to 1; small pictures are enlarged by repeating pixels.
 
     Example:
         >>> grid(torch.zeros(3, 1, 8, 8), 0.0, 1.0).shape
@@ -44,7 +44,7 @@ def grid(pictures: Tensor, low: float, high: float) -> Tensor:
     count, channels, height, width = scaled.shape
     columns, gap = min(count, _COLUMNS), 2
     rows = -(-count // columns)
-    # a grey in between, so that black and white edges both show
+    # grey gaps, so that black and white edges are both visible
     sheet = scaled.new_full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 0.5)
     for index, picture in enumerate(scaled):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
@@ -53,14 +53,14 @@ def grid(pictures: Tensor, low: float, high: float) -> Tensor:
 
 
 def raw_pictures(loader: TrainLoader, count: int) -> Tensor | None:
-    """Return the inputs of the first samples of the loader's next step as the data set gives them.
+    """Return the inputs of the first samples of the loader's next step as the data set returns them.
 
     Args:
-        loader: the training loader; it is left as it is, and so are the global random generators.
-        count: how many.
+        loader: the training loader; its state and the global random generators do not change.
+        count: number of samples.
 
     Returns:
-        A tensor ``(N, C, H, W)``; None where the data set gives something else than images of one size.
+        A tensor ``(N, C, H, W)``; None if the inputs are not images of one size.
     """
     with _generators_kept():
         samples = [input_of(sample) for sample in loader.untransformed(count)]
@@ -72,7 +72,7 @@ def raw_pictures(loader: TrainLoader, count: int) -> Tensor | None:
 
 
 def span(pictures: Tensor) -> tuple[float, float]:
-    """Return the values that are black and white: 0 and 255 for whole numbers, else the least and the greatest."""
+    """Return the values to show as black and white: 0 and 255 for integers, else minimum and maximum."""
     if not pictures.is_floating_point():
         return 0.0, 255.0
     least, greatest = pictures.nan_to_num().aminmax()
@@ -87,7 +87,7 @@ def _channels_first(x: Tensor) -> Tensor:
 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
-    """Put the global generators back as they were: a data set may draw from them, and so may others."""
+    """Restore the global random generators at the end: a data set may draw from them, and so may others."""
     ours, python, numbers = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line an epoch elsewhere."""
+"""Progress of a run: a bar on a terminal, elsewhere one line per epoch."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 _WIDTH = 100
 _BAR = "{desc} {bar:12} {elapsed} < {remaining}  {rate_noinv_fmt:>14}  "
 _WITHOUT_END = "{desc}  {n_fmt} steps  {elapsed}  {rate_noinv_fmt}  "
-_EVERY = 0.1  # seconds between two drawings
-_ROOM_OF_BAR = 50  # characters of either, without the description
+_EVERY = 0.1  # minimal time between two redraws, in seconds
+_ROOM_OF_BAR = 50  # characters of a bar, without the description
 
 
 def make_progress() -> ProgressBar:
-    """Return a :class:`Bar` where standard output is a terminal that a person watches, else :class:`Lines`."""
+    """Return a :class:`Bar` if standard output is an interactive terminal, else :class:`Lines`."""
     watched = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
     return Bar() if watched else Lines()
 
 
 def shown(values: Mapping[str, float], width: int) -> str:
-    """Return the metrics that tell most as aligned text: training loss, then what validation gave.
+    """Return the most important metrics as aligned text: training loss, then those of the validation.
 
     Args:
         values: metrics by tag.
-        width: characters at most; metrics that do not fit are left out.
+        width: maximal number of characters; metrics that do not fit are left out.
 
     Example:
         >>> shown({"val/accuracy": 0.5, "val/loss": 12.25, "train/loss": 1e-5, "lr": 0.1}, 80)
@@ -56,7 +56,7 @@ def shown(values: Mapping[str, float], width: int) -> str:
 
 
 def number(value: float) -> str:
-    """Return a metric in six characters, so that numbers below each other line up; a few more where it is tiny or huge.
+    """Format a metric in six characters, so that columns of numbers are aligned; in a few more if it is tiny or huge.
 
     Example:
         >>> number(0.98765), number(123.456), number(0.00001), number(2e6)
@@ -69,7 +69,7 @@ def number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people.
+    """Format a duration in human-readable units.
 
     Example:
         >>> duration(0.0213), duration(12.34), duration(75), duration(7384)
@@ -85,7 +85,7 @@ def duration(seconds: float) -> str:
 
 
 class _Progress(ProgressBar):
-    """What bar and lines share: an on and off, and where the run stands."""
+    """Base of bar and lines: switched on and off by Lightning, and the text of the current epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Progress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Show no progress from now on; Lightning asks for it on all ranks but the first."""
+        """Show no progress from now on; Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def _epoch(self, epoch: int) -> str:
@@ -105,9 +105,9 @@ class _Progress(ProgressBar):
 
 
 class Bar(_Progress):
-    """One bar for the whole run, drawn anew ten times a second at most, from numbers that the recorder has read.
+    """One bar for the whole run, redrawn at most ten times a second, from values that the recorder has already read.
 
-    Lightning's bars read a tensor every step, and one bar an epoch flickers where an epoch takes no time.
+    Lightning's bars read a tensor in every step, and one bar per epoch flickers if epochs are short.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Bar(_Progress):
                 total=self._total,
                 initial=trainer.global_step,
                 unit=" steps",
-                smoothing=0,  # the rate over the whole run, validations and all, is what the remaining time needs
+                smoothing=0,  # the remaining time follows from the rate over the whole run, validations included
                 leave=False,
                 dynamic_ncols=True,
                 file=sys.stdout,
@@ -135,7 +135,7 @@ class Bar(_Progress):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the bar where it was not drawn of late."""
+        """Redraw the bar unless it was drawn in the last 0.1 s."""
         if self._bar is not None and time.monotonic() >= self._due:
             self._draw(pl_module, self._epoch(trainer.current_epoch))
 
@@ -148,17 +148,17 @@ class Bar(_Progress):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Say how far a long validation is."""
+        """Show the progress of a long validation."""
         if self._bar is not None and time.monotonic() >= self._due:
             total = sum(trainer.num_val_batches)
             self._draw(pl_module, f"{self._epoch(trainer.current_epoch)}, validation {batch_idx + 1}/{total}")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the bar away; the table at the end stands in its place."""
+        """Remove the bar; the summary is printed in its place."""
         self._close()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Take the bar away before the error is told."""
+        """Remove the bar before the error is printed."""
         self._close()
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
@@ -186,39 +186,39 @@ class Lines(_Progress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = 0
+        self._printed = 0
         self._since = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count; entries of before a resume were told then."""
-        self._told = len(cast("Core", pl_module).recorder.history)
+        """Start the clock, and skip entries from before the run was resumed, which were printed then."""
+        self._printed = len(cast("Core", pl_module).recorder.history)
         self._since = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell of the epoch before: the core works out its means after the callbacks were told of its end."""
-        self._tell(pl_module)
+        """Print the previous epoch: the core computes its means only after the callbacks' ``on_train_epoch_end``."""
+        self._print_new(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell of a validation within an epoch."""
+        """Print a validation within an epoch."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
-            self._tell(pl_module)
+            self._print_new(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell of the last epoch."""
-        self._tell(pl_module)
+        """Print the last epoch."""
+        self._print_new(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Tell of the last whole epoch before the error is told."""
-        self._tell(pl_module)
+        """Print the last complete epoch before the error is printed."""
+        self._print_new(pl_module)
 
-    def _tell(self, core: pl.LightningModule) -> None:
+    def _print_new(self, core: pl.LightningModule) -> None:
         history = cast("Core", core).recorder.history
         now = time.monotonic()
-        for entry in history[self._told :] if self._enabled else ():
+        for entry in history[self._printed :] if self._enabled else ():
             where, took = self._epoch(entry.epoch), duration(now - self._since)
             if "train/loss" not in entry.metrics:
                 where += f"  step {entry.step}"
             values = shown(entry.metrics, _WIDTH - len(where) - len(took) - 4)
             print("  ".join(part for part in (where, values, took) if part), flush=True)
             self._since = now
-        self._told = len(history)
+        self._printed = len(history)

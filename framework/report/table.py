@@ -1,4 +1,4 @@
-"""Tables of plain text."""
+"""Tables and paragraphs as plain text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ WIDTH = 120
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), *, width: int = WIDTH, indent: int = 2) -> str:
-    """Return rows as aligned columns; the widest columns are wrapped until the whole fits.
+    """Format rows as aligned columns; the widest columns are wrapped until the table fits the width.
 
     Args:
-        rows: cells by row; every row has the same number.
-        header: the columns' names, none for no heading.
-        width: characters a line at most.
-        indent: spaces in front of each line.
+        rows: cells by row; every row has the same number of cells.
+        header: the columns' names; empty for no header.
+        width: maximal number of characters of a line.
+        indent: number of spaces in front of each line.
 
     Example:
         >>> print(table([["alpha", "0.001"], ["p", "2"]], ["setting", "value"]))
@@ -41,7 +41,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = (), *, width: i
 
 
 def paragraph(text: str, *, width: int = WIDTH, indent: int = 2) -> str:
-    """Return text wrapped into lines of at most ``width`` characters."""
+    """Wrap text into lines of at most ``width`` characters."""
     space = " " * indent
     return textwrap.fill(" ".join(text.split()), width, initial_indent=space, subsequent_indent=space)
 

@@ -1,1 +1,1 @@
-"""``fit``, ``validate``, ``test``, ``predict`` and ``export``: recipes in, results out."""
+"""``fit``, ``validate``, ``test``, ``predict`` and ``export``: train a recipe, evaluate and export the result."""

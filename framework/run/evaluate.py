@@ -1,4 +1,4 @@
-"""Evaluation of finished runs: ``validate``, ``test`` and ``predict``."""
+"""Evaluate finished runs: ``validate``, ``test`` and ``predict``."""
 
 from __future__ import annotations
 
@@ -13,56 +13,56 @@ from framework.checkpoint.folder import RunFolder
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.recipe.recipe import Recipe
-from framework.recipe.spec import Additions, Order, Source
+from framework.recipe.spec import Additions, RunSpec, Source
 from framework.run.faults import faults
-from framework.run.fit import Run
 from framework.run.quiet import quiet
+from framework.run.result import Run
 from framework.run.trainer import evaluating_trainer, refusals
 
 
-def validate(recipe: Source | Run, **order: Any) -> dict[str, float]:
+def validate(recipe: Source | Run, **overrides: Any) -> dict[str, float]:
     """Return the metrics on the validation part; see :func:`test` for the arguments."""
-    metrics: dict[str, float] = _evaluate("validate", recipe, **order)
+    metrics: dict[str, float] = _evaluate("validate", recipe, **overrides)
     return metrics
 
 
-def test(recipe: Source | Run, **order: Any) -> dict[str, float]:
+def test(recipe: Source | Run, **overrides: Any) -> dict[str, float]:
     """Return the metrics on the test part.
 
     Args:
-        recipe: a :class:`Run`, evaluated with the parameters that it handed back, or what :func:`fit` takes.
-        **order: ``ckpt``: ``"best"`` (default), ``"last"`` or a path; ``run``: the run's folder, by default the newest
-            of that recipe in ``logs``; ``seed``, ``parameters``, ``settings``, ``with_`` and ``without`` as for
-            :func:`framework.fit`, on top of those of the run; ``trainer``, options on top of the recipe's, of which
-            those count that say on what to run; ``logs``.
+        recipe: a :class:`Run`, which is evaluated with its final parameters, or what :func:`framework.fit` takes.
+        **overrides: ``ckpt``: ``"best"`` (default), ``"last"`` or a path; ``run``: the run's folder, by default the
+            recipe's newest in ``logs``; ``seed``, ``parameters``, ``settings``, ``with_`` and ``without`` as for
+            :func:`framework.fit`, which override those of the run; ``trainer``: options that override the recipe's,
+            except for those about training; ``logs``: folder of all runs.
 
     Raises:
-        UserError: where there is no such run, checkpoint or data part.
+        UserError: if there is no such run, checkpoint or data part.
     """
-    metrics: dict[str, float] = _evaluate("test", recipe, **order)
+    metrics: dict[str, float] = _evaluate("test", recipe, **overrides)
     return metrics
 
 
-def predict(recipe: Source | Run, **order: Any) -> Any:
-    """Return the network's outputs on the test part, joined where they are tensors; arguments as for :func:`test`."""
-    outputs = _evaluate("predict", recipe, **order)
+def predict(recipe: Source | Run, **overrides: Any) -> Any:
+    """Return the network's outputs on the test part, concatenated if they are tensors; see :func:`test`."""
+    outputs = _evaluate("predict", recipe, **overrides)
     if outputs and all(isinstance(output, torch.Tensor) for output in outputs):
         return torch.cat(outputs)
     return outputs
 
 
-def _evaluate(kind: str, recipe: Source | Run, **order: Any) -> Any:
+def _evaluate(kind: str, recipe: Source | Run, **overrides: Any) -> Any:
     if isinstance(recipe, Run):
-        if order:
-            raise UserError(f"{kind}(run): a finished run takes no further arguments; received {', '.join(order)}")
+        if overrides:
+            raise UserError(f"{kind}(run): a Run takes no further arguments; received {', '.join(overrides)}")
         options = {**recipe.recipe.trainer}
-        return _ask(kind, recipe.core, recipe.recipe, options, None)
-    return _evaluate_folder(kind, recipe, **order)
+        return _run_trainer(kind, recipe.core, recipe.recipe, options, None)
+    return _evaluate_folder(kind, recipe, **overrides)
 
 
-def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **order: Any) -> Any:
-    found = trained(source, ckpt=ckpt, **order)
-    result = _ask(kind, found.core, found.recipe, found.options, found.checkpoint)
+def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **overrides: Any) -> Any:
+    found = trained(source, ckpt=ckpt, **overrides)
+    result = _run_trainer(kind, found.core, found.recipe, found.options, found.checkpoint)
     if kind != "predict":
         found.folder.update(**{kind: {"ckpt": str(ckpt), **result}})
     return result
@@ -70,12 +70,12 @@ def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A run that is over, found in its folder.
+    """A finished run, as found in its folder.
 
     Args:
         name: the recipe's name.
-        recipe: the recipe as it was run.
-        core: a core of it, whose weights the checkpoint has.
+        recipe: the recipe, edits applied.
+        core: a core of the recipe; its weights are still to be loaded from the checkpoint.
         options: the Trainer's options.
         folder: the run's folder.
         checkpoint: the checkpoint.
@@ -102,28 +102,28 @@ def trained(
     without: Iterable[str] = (),
     logs: str | Path = "lightning_logs",
 ) -> Trained:
-    """Return a run that is over; arguments as for :func:`test`.
+    """Find a finished run in its folder; arguments as for :func:`test`.
 
     Raises:
-        UserError: where there is no such run or checkpoint.
+        UserError: if there is no such run or checkpoint.
     """
-    order = Order(source, seed, parameters, trainer, settings, with_, without)
-    folder = RunFolder(Path(run)) if run is not None else RunFolder.newest(Path(logs), order.name)
-    order.on_top_of(folder.read(), training=False)
-    built = order.build()
-    options = order.options(built)
-    core = built.make_core(order.seed, options)
-    return Trained(order.name, built, core, options, folder, folder.checkpoint(str(ckpt)))
+    spec = RunSpec(source, seed, parameters, trainer, settings, with_, without)
+    folder = RunFolder(Path(run)) if run is not None else RunFolder.newest(Path(logs), spec.name)
+    spec.on_top_of(folder.read(), training=False)
+    built = spec.build()
+    options = spec.options(built)
+    core = built.make_core(spec.seed, options)
+    return Trained(spec.name, built, core, options, folder, folder.checkpoint(str(ckpt)))
 
 
-def _ask(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path: Path | None) -> Any:
+def _run_trainer(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path: Path | None) -> Any:
     trainer = evaluating_trainer(recipe, options)
     with quiet(), refusals(), faults(core):
         try:
             if kind == "predict":
                 return trainer.predict(core, ckpt_path=path)
-            ask = trainer.validate if kind == "validate" else trainer.test
-            ask(core, ckpt_path=path, verbose=False)
+            method = trainer.validate if kind == "validate" else trainer.test
+            method(core, ckpt_path=path, verbose=False)
         finally:
             core.close_loaders()
             core.leave_evaluation()

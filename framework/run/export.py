@@ -1,4 +1,4 @@
-"""A trained network in a file of its own: its weights as safetensors, or the network by ``torch.export``."""
+"""Export a trained network: its weights as safetensors, or the network through ``torch.export``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import Subset
 
-from framework.checkpoint.atomic import draft_of
+from framework.checkpoint.atomic import output_file
 from framework.checkpoint.file import read_checkpoint
 from framework.data.batch import input_of
 from framework.data.data import EvalLoader, as_dataset, length_of
@@ -22,8 +22,8 @@ from framework.errors import UserError, one_line
 from framework.recipe.spec import Source
 from framework.run.evaluate import trained
 from framework.run.faults import faults
-from framework.run.fit import Run
 from framework.run.quiet import quiet
+from framework.run.result import Run
 from framework.run.trainer import evaluating_trainer, refusals
 from framework.version import __version__
 
@@ -32,44 +32,44 @@ if TYPE_CHECKING:
 
 Facts = dict[str, str]
 
-_SAMPLES = 3  # of the example: more than one, which torch.export takes for a constant
+_SAMPLES = 3  # of the example input; torch.export would take a batch size of 1 for a constant
 _ONE_PROCESS = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 
 def export(
-    recipe: Source | Run, out: str | Path, *, ckpt: str | Path | None = None, raw: bool = False, **order: Any
+    recipe: Source | Run, out: str | Path, *, ckpt: str | Path | None = None, raw: bool = False, **overrides: Any
 ) -> Facts:
-    """Write a trained network to a file that needs nothing of this package.
+    """Write a trained network to a file that does not depend on this package.
 
-    ``FILE.safetensors`` holds parameters and buffers by the names that they have in the plain network, tied ones under
-    each of their names: ``model.load_state_dict(safetensors.torch.load_file(FILE))``. ``FILE.pt2`` holds the network in
-    evaluation mode as ``torch.export`` traces it, for any number of samples whose other sizes are those of the data:
+    ``FILE.safetensors`` holds parameters and buffers by their names in the plain network, tied ones under each of their
+    names: ``model.load_state_dict(safetensors.torch.load_file(FILE))``. ``FILE.pt2`` holds the network in evaluation
+    mode as ``torch.export`` traces it, for any number of samples of the data's shape:
     ``torch.export.load(FILE).module()(x)``.
 
     Args:
-        recipe: a :class:`Run`, whose network is written as it was handed back, or what :func:`framework.fit` takes.
-        out: the file, which ends with ``.safetensors`` or ``.pt2``.
-        ckpt: ``"best"`` (unless given), ``"last"`` or a path; not of a :class:`Run`.
-        raw: write the weights as training left them, also where a plugin has others for evaluation, such as an average.
-        **order: as for :func:`framework.test`: which run, and what to change in its order.
+        recipe: a :class:`Run`, whose network is written with its final parameters, or what :func:`framework.fit` takes.
+        out: the file; its name ends with ``.safetensors`` or ``.pt2``.
+        ckpt: ``"best"`` (default), ``"last"`` or a path; not for a :class:`Run`.
+        raw: write the weights as training left them, even if a plugin has others for evaluation, such as an average.
+        **overrides: which run, and what to change in it, as for :func:`framework.test`.
 
     Returns:
-        What was written, as a safetensors file keeps it: the recipe's name, the checkpoint's epoch and step, and which
-        weights, ``"raw"`` or ``"evaluation"``.
+        The metadata of the file: the recipe's name, the checkpoint's epoch and step, and which weights were written,
+        ``"raw"`` or ``"evaluation"``.
 
     Raises:
-        UserError: where there is no such run or checkpoint, the file cannot be written, or the network not be traced.
+        UserError: if there is no such run or checkpoint, or the file cannot be written, or the network not traced.
     """
     path = Path(out)
     if path.suffix not in _WRITERS:
         raise UserError(f"out={str(out)!r}: must end with .safetensors for weights, or .pt2 for the network")
     if isinstance(recipe, Run):
-        if order or ckpt is not None:
-            raise UserError("export(run): a finished run takes no further arguments but out and raw")
+        if overrides or ckpt is not None:
+            raise UserError("export(run): a Run takes no further arguments but out and raw")
         core, checkpoint, options, built, name = recipe.core, None, recipe.recipe.trainer, recipe.recipe, recipe.name
         epoch, step = recipe.epochs, recipe.steps
     else:
-        found = trained(recipe, ckpt=ckpt or "best", **order)
+        found = trained(recipe, ckpt=ckpt or "best", **overrides)
         core, checkpoint, options, built, name = found.core, found.checkpoint, found.options, found.recipe, found.name
         content = read_checkpoint(found.checkpoint)
         epoch, step = content["epoch"], content["global_step"]
@@ -88,26 +88,26 @@ def export(
 
 
 def _samples(core: Core) -> EvalLoader:
-    """Return a loader of the example, from the part that is nearest to use."""
+    """Return a loader of the example input: samples of the test part, else of the validation or training part."""
     data = core.data
     assert data is not None
     part = next(
         (part for part in (data.test, data.val) if part is not None and length_of(part) >= _SAMPLES), data.train
     )
     if length_of(part) < _SAMPLES:
-        raise UserError(f"Data(train=...): {length_of(part)} samples; to tell which sizes vary takes {_SAMPLES}")
+        raise UserError(f"Data(train=...): {length_of(part)} samples; export needs {_SAMPLES} to find which sizes vary")
     few = Subset(as_dataset(part), range(_SAMPLES))
     return EvalLoader(dataclasses.replace(data, workers=0, eval_batch_size=_SAMPLES), few, 0, 1)
 
 
 class _Writing(pl.Callback):
-    """Writes the network once the checkpoint is read, before anything is predicted.
+    """Callback that writes the network once the checkpoint is loaded, before anything is predicted.
 
     Args:
         path: the file.
-        facts: what it says of itself.
-        raw: write the weights as they are, not those for evaluation.
-        samples: loader of the example.
+        facts: metadata of the file.
+        raw: write the weights as training left them, not those for evaluation.
+        samples: loader of the example input.
     """
 
     def __init__(self, path: Path, facts: Facts, raw: bool, samples: EvalLoader) -> None:
@@ -120,7 +120,7 @@ class _Writing(pl.Callback):
             self._facts["weights"] = "evaluation" if core.evaluates_others else "raw"
             batch = trainer.precision_plugin.convert_input(next(iter(self._samples)))
             batch = core.transfer_batch_to_device(batch, core.device, 0)
-            with draft_of(self._path, "--out") as draft:
+            with output_file(self._path, "--out") as draft:
                 _WRITERS[self._path.suffix](core, batch, draft, self._facts)
 
 
@@ -133,7 +133,7 @@ def _write_weights(core: Core, batch: Any, path: Path, facts: Facts) -> None:
             raise UserError(
                 f"{name!r} of the network's state is a {type(value).__name__}, which safetensors cannot hold"
             )
-        # a copy each: the format refuses tensors that share memory, as tied weights do
+        # copies, since the format refuses tensors that share memory, as tied weights do
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
     save_file(tensors, path, facts)
 
@@ -143,7 +143,7 @@ def _write_network(core: Core, batch: Any, path: Path, facts: Facts) -> None:
     shapes = tree_map(_any_number, x)
     try:
         program = torch.export.export(core.model, (x,), dynamic_shapes=(shapes,))
-    except Exception as error:  # torch raises whatever the network met
+    except Exception as error:  # tracing may raise any error
         network, why = type(core.model).__name__, one_line(error)[:200]
         raise UserError(
             f"torch.export cannot trace {network} for any number of samples ({why}); write its weights instead: --out"

@@ -1,4 +1,4 @@
-"""Silence for what Lightning says at every run and nobody can act on; everything else still comes through."""
+"""Filters for log messages and warnings of Lightning that need no action; all others are still shown."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Lightning sends what it has to tell through this one logger, Fabric included
+# Lightning, Fabric included, logs through this one logger
 _LOGGER = "pytorch_lightning.utilities.rank_zero"
 
-# What stays, since a user may act on it or wait for it: a GPU that is not used, tensor cores that lie idle
-# (set_float32_matmul_precision), modules in eval mode at the start (forgotten or meant, only the user knows), a monitor
-# that was not there, ranks that register (a rank that hangs shows there), time limits, Ctrl-C.
+# Not filtered, since a user may act on it or wait for it: a GPU that is not used, tensor cores that are not used
+# (set_float32_matmul_precision), modules in eval mode at the start (perhaps by mistake), a monitor that was not logged,
+# ranks that register (which shows a rank that hangs), time limits, Ctrl-C.
 _MESSAGES = (
-    # an advert
+    # an advertisement
     r"^.{0,3}Tip: For seamless cloud",
-    # the machine, told anew at every run; that a GPU is there and idle is a warning of its own, which stays
+    # the hardware, the same at every run; for a GPU that is not used there is a separate warning, which is shown
     r"^[GTH]PU available: ",
-    # the core's loaders hold no data of their own: nothing is loaded twice
+    # the core's loaders hold no data of their own, so that nothing is loaded twice
     r"^Loading `train_dataloader` to estimate number of stepping batches",
-    # the table at the end says how far the run went; "No training batches" stays
+    # the table at the end shows how far the run went; "No training batches" is shown
     r"^`Trainer\.fit` stopped: `max_(epochs|steps)=",
-    # the table at the end says where a run that Ctrl-C ended lies; of an error this tells more, and stays
+    # the table at the end shows the folder after Ctrl-C; for other errors the message is shown
     r"^An KeyboardInterrupt was raised with message: *, saved checkpoint to",
-    # repeats the option that was given
+    # repeats an option of the user's
     r"^Using (bfloat16|16bit) Automatic Mixed Precision",
-    # the commands name their checkpoint
+    # the commands print their checkpoint
     r"^Restor(ing states from the checkpoint path|ed all states from the checkpoint) at",
     r"^Loaded model weights from the checkpoint at",
 )
 
 _WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
-    # Lightning 2.6 asks torch's pytree in a way that newer torch deprecates
+    # Lightning 2.6 calls a function of torch's pytree that newer torch deprecates
     (r"`?isinstance\(treespec, LeafSpec\)`? is deprecated", FutureWarning),
     # the recorder logs at least once an epoch
     (r"The number of training batches \(\d+\) is smaller than the logging interval", UserWarning),
-    # an evaluation makes no checkpoints; a plugin whose state finds nobody is told
+    # an evaluation has no checkpoint callback; the warning is shown if the state of a plugin is left over
     (
         r"Be aware that when using `ckpt_path`.*: \[(('(dashboard|checkpoints)'|\"ModelCheckpoint\{.*?\}\")(, )?)+\]",
         UserWarning,
     ),
-    # the core's empty list of loaders where there is no validation part
+    # the core has an empty list of loaders if there is no validation part
     (r"Total length of `list` across ranks is zero", UserWarning),
-    # told as an error
+    # raised as an error
     (r"You passed `Trainer\(accelerator='cpu', precision='16-mixed'\)`", UserWarning),
-    # the core keeps checkpoints after the update by intent
+    # with the core's manual optimization checkpoints are saved after the update, as intended
     (r"Using ModelCheckpoint with manual optimization and every_n_train_steps", UserWarning),
-    # a further phase of a run goes on in the run's own folder, which nothing else writes to
+    # a later phase writes into the folder of its run, as intended
     (r"Checkpoint directory .*version_\d+.checkpoints exists and is not empty", UserWarning),
 )
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's adverts and known-harmless messages while the context is open.
+    """Context manager that hides advertisements and known harmless messages of Lightning.
 
     Example:
         >>> with quiet():

@@ -1,4 +1,4 @@
-"""The table at the end of a run: how far it went, what it reached, and what to type next."""
+"""The summary printed at the end of a run: how far it went, its metrics, and useful next commands."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from framework.ops.patterns import parameter_counts
 from framework.report.progress import duration, number
 from framework.report.table import table
 
 if TYPE_CHECKING:
-    from framework.run.fit import Run
+    from framework.run.result import Run
 
 _WIDTH = 100
 _ENDS = {"finished": "finished", "stopped": "stopped early", "interrupted": "interrupted", "failed": "failed"}
 
 
 def summarize(run: Run) -> str:
-    """Return the text that ends a run, in lines of at most 100 characters where its paths allow it.
+    """Return the summary of a run as text, in lines of at most 100 characters unless its paths are longer.
 
     Args:
-        run: a run that is over, in whatever way.
+        run: a run that ended, in whatever way.
     """
     parts = [_heading(run), _metrics(run), _size(run), *_phases(run), _next(run)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _heading(run: Run) -> str:
-    # the trainer of a later phase had an end of its own
+    # the Trainer of a later phase has its own max_epochs
     planned = run.core.trainer.max_epochs if run.core._trainer is not None and not run.phases else None
     epochs = f"{run.epochs} of {planned} epochs" if planned and planned > run.epochs else _count(run.epochs, "epoch")
     text = f"{run.name}: {_ENDS[run.status]} after {epochs}"
@@ -39,7 +40,7 @@ def _heading(run: Run) -> str:
 
 
 def _metrics(run: Run) -> str:
-    """Return the metrics by tag: the monitored one first, then validation, training and the gap between them."""
+    """Return the table of metrics: the monitored one first, then validation, training and the gap between them."""
     families = ("val/", "train/", "gap/")
     tags = [tag for family in families for tag in sorted(run.metrics, key=_loss_first) if tag.startswith(family)]
     if run.recipe.monitor in run.metrics:
@@ -52,8 +53,7 @@ def _metrics(run: Run) -> str:
 
 
 def _size(run: Run) -> str:
-    total = sum(p.numel() for p in run.core.model.parameters())
-    trained = sum(p.numel() for p in run.core.model.parameters() if p.requires_grad)
+    total, trained = parameter_counts(run.core.model)
     parts = [_count(run.steps, "step"), duration(run.seconds), _count(total, "parameter")]
     if run.skipped:
         parts[0] += f" ({run.skipped:,} left out, not finite)"
@@ -85,14 +85,14 @@ def _next(run: Run) -> str:
 
 
 def _program(name: str) -> str:
-    """Return what to type for a program of this environment: its name alone where the shell finds the same."""
+    """Return the command for a program of this environment: its name if the shell finds the same one, else its path."""
     own = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     return name if found and Path(found).parent.samefile(own.parent) else _path(own)
 
 
 def _path(path: Path) -> str:
-    """Return a path from the working directory where it lies in it."""
+    """Return a path relative to the working directory if it lies in it, else the absolute path."""
     full = path.absolute()
     return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
 

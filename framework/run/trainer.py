@@ -1,10 +1,10 @@
-"""Lightning's ``Trainer`` as a run wants it: callbacks, logger, checkpoints."""
+"""Lightning's ``Trainer`` for training and for evaluation: its callbacks, logger and checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
@@ -14,7 +14,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from framework.checkpoint.file import CheckpointFiles, no_data
+from framework.checkpoint.file import CheckpointFiles, not_data
 from framework.checkpoint.folder import RunFolder
 from framework.checkpoint.resume import Start
 from framework.checkpoint.saving import Checkpoints
@@ -28,17 +28,17 @@ from framework.report.dashboard import Dashboard
 from framework.report.progress import make_progress
 from framework.run.quiet import quiet
 
-# options that say on what to evaluate; the rest of the Trainer's options is about training
+# options that also apply to evaluation; the other options of the Trainer are about training
 _MACHINE = ("accelerator", "devices", "num_nodes", "strategy", "precision")
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping:
-    """What becomes of a run's state.
+class SaveOptions:
+    """Where and when a run saves its checkpoints.
 
     Args:
-        folder: the run's folder, None to keep nothing.
-        signals: who may wish to stop.
+        folder: the run's folder, None to save nothing.
+        signals: the signals that request a stop.
         every_n_steps: optimizer steps between two checkpoints, None for no such rule.
         every_n_minutes: minutes between two checkpoints, None for no such rule.
         after: optimizer steps of the run before a later phase, 0 for the run itself.
@@ -52,42 +52,42 @@ class Keeping:
 
 
 def training_trainer(
-    recipe: Recipe, options: Mapping[str, Any], keeping: Keeping, phase: Phase | None, start: Start | None
+    recipe: Recipe, options: Mapping[str, Any], save: SaveOptions, phase: Phase | None, start: Start | None
 ) -> pl.Trainer:
-    """Return the Trainer of a run, or of a later phase of it, that writes into the run's folder.
+    """Return the Trainer of a run or of one of its later phases, which writes into the run's folder.
 
     Args:
-        recipe: what is trained.
+        recipe: the recipe to train.
         options: the Trainer's options.
-        keeping: what becomes of its state.
+        save: where and when to save checkpoints.
         phase: the later phase, None for the run itself.
-        start: where it goes on, None from the beginning.
+        start: the checkpoint to resume from, None to start from the beginning.
 
     Raises:
-        UserError: where this machine lacks what the options ask for, or Lightning refuses them.
+        UserError: if this machine does not support an option, or Lightning refuses one.
     """
     chosen: dict[str, Any] = {"enable_model_summary": False, **lightning_options(options)}
     callbacks = [*as_callbacks(recipe.plugins), *(chosen.pop("callbacks", None) or [])]
-    folder = keeping.folder
+    folder = save.folder
     if chosen.get("logger", True) is True:
         chosen["logger"] = False
         if folder is not None:
             path = folder.curves(None if phase is None else phase.name)
-            # a TensorBoard that is open has seen steps that are made once more
+            # a TensorBoard that is open has already read steps that are repeated now
             purge = None if start is None else start.step + 1
             chosen["logger"] = TensorBoardLogger(
                 path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
             )
-    if chosen["logger"]:  # a user's own TensorBoardLogger is served too
+    if chosen["logger"]:  # a TensorBoardLogger of the user's own gets the dashboard too
         callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
     if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(make_progress())
-    if phase is not None:
-        callbacks += phase.callbacks()
+    if phase is not None and phase.stop_when is not None:
+        callbacks.append(_StopWhen(phase.stop_when))
     if folder is None:
         chosen["enable_checkpointing"] = False
     if folder is None or not chosen.get("enable_checkpointing", True):
-        callbacks.append(StopOnSignal(keeping.signals))
+        callbacks.append(StopOnSignal(save.signals))
     else:
         files = CheckpointFiles()
         chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
@@ -95,18 +95,18 @@ def training_trainer(
             folder.checkpoints,
             folder.curves(None if phase is None else phase.name),
             files,
-            keeping.signals,
+            save.signals,
             name="last" if phase is None else phase.name,
-            after=keeping.after,
+            after=save.after,
             monitor=recipe.monitor if phase is None and _is_validated(recipe) else None,
             mode=recipe.mode,
-            every_n_steps=keeping.every_n_steps,
-            every_n_minutes=keeping.every_n_minutes,
+            every_n_steps=save.every_n_steps,
+            every_n_minutes=save.every_n_minutes,
         )
         callbacks.append(checkpoints)
     trainer = _make(chosen, callbacks)
     trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
-    # with max_steps Lightning would end the epoch of a checkpoint from the end of an epoch once more, and skip the next
+    # with max_steps Lightning would end the epoch of a checkpoint written at its end again, and skip the next epoch
     trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
     return trainer
 
@@ -132,17 +132,22 @@ def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Tr
     precision = options.get("precision")
     if precision in ("16-mixed", "16", 16) and trainer.precision_plugin.precision != "16-mixed":
         raise UserError(
-            f"trainer.precision={precision!r}: this machine has no device for it (on a CPU Lightning would take"
-            " bf16-mixed without telling); use --trainer.precision bf16-mixed or 32-true"
+            f"trainer.precision={precision!r}: no device of this machine supports it (on a CPU Lightning would use"
+            " bf16-mixed without a warning); use --trainer.precision bf16-mixed or 32-true"
         )
     return trainer
 
 
 def evaluating_trainer(recipe: Recipe, options: Mapping[str, Any], callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
-    """Return a Trainer that evaluates and writes nothing, with the recipe's callbacks and others after them.
+    """Return a Trainer that evaluates and writes no files.
+
+    Args:
+        recipe: the recipe, whose callbacks are called.
+        options: the Trainer's options, of which those about training are ignored.
+        callbacks: further callbacks, called after the recipe's.
 
     Raises:
-        UserError: where this machine lacks what the options ask for.
+        UserError: if this machine does not support an option.
     """
     chosen = {k: v for k, v in lightning_options(options).items() if k in _MACHINE or k.startswith("limit_")}
     chosen |= {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
@@ -150,9 +155,22 @@ def evaluating_trainer(recipe: Recipe, options: Mapping[str, Any], callbacks: Se
     return _make({**chosen, "enable_progress_bar": False}, [*as_callbacks(recipe.plugins), *callbacks])
 
 
+class _StopWhen(pl.Callback):
+    """Ends a phase when its condition on the validation metrics holds."""
+
+    def __init__(self, condition: Callable[[Mapping[str, float]], bool]) -> None:
+        self._condition = condition
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if self._condition({name: float(value) for name, value in trainer.callback_metrics.items()}):
+            trainer.should_stop = True
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Tell in one line what Lightning itself refuses; errors of the user's own code stay what they are.
+    """Turn errors that Lightning itself raises into a ``UserError`` of one line; errors of user code stay as they are.
 
     Raises:
         UserError: in place of Lightning's error.
@@ -161,11 +179,11 @@ def refusals() -> Iterator[None]:
         yield
     except IsADirectoryError as error:
         raise UserError(
-            f"{error.filename}: a checkpoint in parts, which only the strategy that wrote it can read; evaluate with"
-            " --trainer.strategy and devices of the run, or train with strategy='fsdp2', which writes it whole"
+            f"{error.filename}: a sharded checkpoint, which only the strategy that wrote it can read; evaluate with the"
+            " run's --trainer.strategy and devices, or train with strategy='fsdp2', which writes whole checkpoints"
         ) from error
-    except UnpicklingError as error:  # of strategies that read checkpoints in their own way
-        raise no_data("the checkpoint", error) from error
+    except UnpicklingError as error:  # from strategies that read checkpoints themselves
+        raise not_data("the checkpoint", error) from error
     except RuntimeError as error:
         if str(error).startswith("Error(s) in loading state_dict"):
             raise UserError(f"the checkpoint does not fit this network: {one_line(error)}") from error

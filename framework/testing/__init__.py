@@ -1,4 +1,4 @@
-"""The kit that tells whether a plugin holds what the framework promises; for bundled plugins and for anyone's.
+"""Checks that test whether a plugin, bundled or your own, keeps the framework's guarantees.
 
 On the command line ``python -m framework check my_package.my_plugin:MyPlugin`` prints a table. In a test suite:
 
@@ -12,9 +12,9 @@ On the command line ``python -m framework check my_package.my_plugin:MyPlugin`` 
         check(case).require()
 
 Cases come from the class's ``examples``; :func:`check_plugin` takes a function that makes the plugin instead. Each
-check trains small networks, some 20 milliseconds a run. A check ends in one of five ways: it holds, it fails, the
-plugin refuses by a :class:`framework.UserError`, it says nothing about this plugin, or it deviates as the plugin's
-``limits`` declare; a declared limit that is none fails.
+check trains small networks, for about 20 milliseconds a run. A check has one of five results: it holds, it fails, the
+plugin refuses with a :class:`framework.UserError`, the check does not apply to this plugin, or it deviates as the
+plugin's ``limits`` declare. A declared limit that does not show is a failure.
 """
 
 from framework.testing.battery import CHECKS, check_named, check_plugin

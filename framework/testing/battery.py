@@ -11,32 +11,40 @@ from framework.testing.result import Check, Result
 from framework.testing.task import TASKS, Task
 
 CHECKS: tuple[Check, ...] = (
-    Check("zero", "strength zero equals absence, bit for bit, and the example's does not", invariance.zero_is_absence),
-    Check("micro", "micro-batches give the step of one batch, a short last step included", invariance.micro_batches),
-    Check("ranks", "two ranks give the step of one process, and hold the same bits", invariance.ranks),
+    Check(
+        "zero",
+        "strength zero equals absence, bit for bit, unlike the example's strength",
+        invariance.zero_is_absence,
+    ),
+    Check(
+        "micro", "micro-batches give the same step as one batch, a short last step included", invariance.micro_batches
+    ),
+    Check("ranks", "two ranks give the same step as one process, and hold the same bits", invariance.ranks),
     Check(
         "sharded",
-        "ranks that share the parameters out (fsdp2) give the step of ranks that hold them",
+        "ranks with sharded parameters (fsdp2) give the same step as ranks with whole ones",
         invariance.sharded,
     ),
     Check("resume", "a resumed run equals an uninterrupted one, bit for bit", invariance.resume),
     Check("eval", "evaluation of given weights equals the bare network's, bit for bit", evaluation.evaluation),
-    Check("undone", "errors, Ctrl-C and batches left out leave the weights as before the step", traces.undone),
-    Check("draws", "nobody else's random draws change", draws.draws),
-    Check("state", "the state loads with weights_only=True and comes back the same", traces.state),
-    Check("norms", "BatchNorm counts one forward a micro-batch", traces.statistics),
+    Check(
+        "undone", "after an error, Ctrl-C or a skipped batch the weights are those from before the step", traces.undone
+    ),
+    Check("draws", "random draws of others do not change", draws.draws),
+    Check("state", "the state loads with weights_only=True and is restored unchanged", traces.state),
+    Check("norms", "BatchNorm counts one forward pass per micro-batch", traces.statistics),
     Check("slope", "weight_penalty_gradient is the gradient of weight_penalty", numerics.slope),
     Check("gradcheck", "the gradient is that of the objective, by central differences in float64", numerics.gradcheck),
-    Check("clip", "gradients are clipped with the plugin's share in them", numerics.clipping),
-    Check("compile", "a compiled network gives what the eager one gives", precision.compiled),
+    Check("clip", "gradients are clipped with the plugin's contribution in them", numerics.clipping),
+    Check("compile", "a compiled network gives the same result as the eager one", precision.compiled),
     Check("fp16", "16-mixed has the effect of 32-true, and a skipped step leaves no trace", precision.half),
     Check("bf16", "bf16-mixed has the effect of 32-true", precision.brain_half),
-    Check("fp64", "64-true works in float64 throughout", precision.double),
+    Check("fp64", "64-true computes in float64 throughout", precision.double),
 )
 
 
 def check_named(name: str) -> Check:
-    """Return the check of a name."""
+    """Return the check with a name."""
     return next(check for check in CHECKS if check.name == name)
 
 
@@ -48,14 +56,14 @@ def check_plugin(
     task: Task = TASKS["images"],
     checks: Iterable[Check] = CHECKS,
 ) -> list[Result]:
-    """Try all checks on one plugin with its settings.
+    """Run checks on one plugin with its settings.
 
     Args:
         make: makes the plugin, a new one at every call.
-        absent: makes it with settings at which it is to equal its absence.
-        companions: makes the plugins that it needs beside it.
-        task: what is trained.
-        checks: the checks to try.
+        absent: makes it with settings at which it must equal its absence.
+        companions: makes the other plugins that it needs.
+        task: the task to train on.
+        checks: the checks to run.
     """
     case = Case(make, absent, companions, task)
     return [check(case) for check in checks]

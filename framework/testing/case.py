@@ -1,4 +1,4 @@
-"""A plugin with the settings to check it with, and the small runs that checks make of it."""
+"""``Case``: a plugin with the settings to check, and the small training runs that checks make with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TRAINER: dict[str, Any] = {
 
 
 class Descent(Plugin):
-    """Gradient descent with momentum: linear in the gradients, so that a wrong one moves the weights by as much."""
+    """Gradient descent with momentum, linear in the gradients, so that an error in one shows in the weights."""
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """Make the optimizer."""
@@ -51,9 +51,9 @@ class Case:
 
     Args:
         make: makes the plugin, a new one at every call.
-        absent: makes it with settings at which it is to equal its absence; None where nothing does.
-        companions: makes the plugins that it needs beside it.
-        task: what is trained.
+        absent: makes it with settings at which it must equal its absence; None if there are none.
+        companions: makes the other plugins that it needs.
+        task: the task to train on.
     """
 
     make: Callable[[], Plugin]
@@ -66,23 +66,23 @@ class Case:
 
     @functools.cached_property
     def plugin(self) -> Plugin:
-        """A plugin to ask for what does not depend on a run."""
+        """A plugin outside of any run, for what does not depend on one."""
         return self.make()
 
     @property
     def limits(self) -> Mapping[str, str]:
-        """What cannot hold, by check: of the plugin and of those beside it."""
+        """Reason why a check cannot hold, by name of the check, of the plugin and its companions."""
         limits: dict[str, str] = {}
         for plugin in (*self.companions(), self.plugin):
             limits.update(plugin.limits())
         return limits
 
     def overrides(self, *hooks: str) -> bool:
-        """Tell whether the plugin answers at one of these hook points."""
+        """Return True if the plugin implements one of these hook points."""
         return any(overrides(self.plugin, hook) for hook in hooks)
 
     def plugins(self, make: Callable[[], Plugin] | None) -> list[Plugin]:
-        """Return what ``make`` makes and the companions, in an order that their relations allow."""
+        """Return the plugin that ``make`` makes and its companions, in an order that satisfies their relations."""
         companions = list(self.companions())
         if make is None:
             return companions
@@ -95,7 +95,7 @@ class Case:
         return listed
 
     def core(self, make: Callable[[], Plugin] | None, *extra: Plugin, first: Sequence[Plugin] = (), **how: Any) -> Core:
-        """Return a core with the plugin that ``make`` makes, or without it.
+        """Return a core with the plugin that ``make`` makes, or without a plugin.
 
         Args:
             make: :attr:`make`, :attr:`absent`, or None to leave the plugin out.
@@ -115,9 +115,9 @@ class Case:
         return core
 
     def fit(self, make: Callable[[], Plugin] | None, *extra: Plugin, **how: Any) -> Core:
-        """Train and return a core, see :meth:`core` and :func:`train` for the arguments."""
+        """Train a core and return it; for the arguments see :meth:`core` and :func:`train`."""
         options = how.pop("trainer", {})
-        with apart():
+        with isolated():
             return train(self.core(make, *extra, **how), **options)
 
 
@@ -125,32 +125,32 @@ def train(core: Core, **options: Any) -> Core:
     """Train a core, by default for two epochs of three steps, the last one short, with a validation after each.
 
     Args:
-        core: what to train.
-        **options: the Trainer's options, and ``ckpt_path``, where to go on from.
+        core: the core.
+        **options: the Trainer's options, and ``ckpt_path``, a checkpoint to resume from.
     """
     options = {**_TRAINER, **options}
     callbacks, path = options.pop("callbacks", []), options.pop("ckpt_path", None)
-    with apart():
+    with isolated():
         trainer = pl.Trainer(**options, callbacks=[*callbacks, *as_callbacks(core.plugins)])
         trainer.fit(core, ckpt_path=path)
     return core
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
-    """Keep a run apart from what goes on around it.
+def isolated() -> Iterator[None]:
+    """Context manager that isolates a training run from global state.
 
-    Global generators start from the same state and are put back, a Ctrl-C handler that Lightning replaces as well;
-    Lightning and warnings are silent: what a check has to tell is its result.
+    Global random generators are seeded, and restored at the end, as is the Ctrl-C handler that Lightning replaces. Logs
+    and warnings are hidden, since the output of a check is its result.
     """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - the one plugins may touch
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - the generator that plugins may use
     disabled, threads = logging.root.manager.disable, torch.get_num_threads()
     handler, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
     torch.default_generator.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
     random.seed(0)
     logging.disable(logging.ERROR)
-    torch.set_num_threads(1)  # ranks are forked, and small networks gain nothing by threads
+    torch.set_num_threads(1)  # ranks are forked, and threads do not speed up small networks
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -170,10 +170,10 @@ def cases_of(kind: type[Plugin], settings: Mapping[str, Any] | None = None) -> l
 
     Args:
         kind: the class.
-        settings: settings to check instead, on top of the first example.
+        settings: settings to check instead of the examples; they override those of the first example.
 
     Raises:
-        UserError: where an example is not what :class:`framework.Plugin` says.
+        UserError: if an example is not as :class:`framework.Plugin` describes.
     """
     examples, absent = list(kind.examples), list(kind.absent)
     if len(absent) <= 1:
@@ -187,7 +187,7 @@ def cases_of(kind: type[Plugin], settings: Mapping[str, Any] | None = None) -> l
     cases = [_case(kind, example, zero) for example, zero in zip(examples, absent, strict=True)]
     for case in cases:
         try:
-            case.plugin  # noqa: B018 - made, to see that it can be
+            case.plugin  # noqa: B018 - raises if it cannot be made
         except TypeError as error:
             raise UserError(f"{kind.__name__}.examples: {error}; give the settings that it needs") from error
     return cases

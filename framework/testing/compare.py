@@ -1,4 +1,4 @@
-"""Differences between the ends of two runs."""
+"""Compare the weights that two runs end with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Weights = Mapping[str, Tensor]
 
 
 def difference(a: Weights, b: Weights) -> float:
-    """Return the largest difference of any entry; infinite where names or shapes differ, or a number is none.
+    """Return the largest difference of any entry; infinite if names or shapes differ, or a difference is NaN.
 
     Example:
         >>> difference({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.0, 2.5])})
@@ -22,14 +22,14 @@ def difference(a: Weights, b: Weights) -> float:
     """
     if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
         return float("inf")
-    # in float64, so that the measure rounds nothing
+    # in float64, so that the comparison itself does not round
     gaps = [(a[name].double() - b[name].double()).abs().max() for name in a if a[name].numel()]
     largest = float(torch.stack(gaps).max()) if gaps else 0.0
     return largest if largest == largest else float("inf")
 
 
 def same_bits(a: Any, b: Any) -> bool:
-    """Tell whether two states agree to the bit: tensors and numbers in mappings and sequences; NaN equals NaN.
+    """Return True if two nested states of tensors and numbers are equal bit for bit, where NaN equals NaN.
 
     Example:
         >>> same_bits({"w": [torch.zeros(1)]}, {"w": [torch.zeros(1)]}), same_bits(1.0, 1.0 + 1e-15)
@@ -47,14 +47,14 @@ def same_bits(a: Any, b: Any) -> bool:
 
 
 def demand_same_bits(a: Weights, b: Weights, what: str, *, excusable: bool = True) -> str:
-    """Return what was measured; raise :class:`Failed` where the weights differ in any bit."""
+    """Return a text for the result; raise :class:`Failed` if the weights differ in any bit."""
     if not same_bits(dict(a), dict(b)):
         raise Failed(f"{what}: largest difference {difference(a, b):.1e}", excusable=excusable)
     return "the same bits"
 
 
 def demand_close(a: Weights, b: Weights, tolerance: float, what: str) -> str:
-    """Return the largest difference; raise :class:`Failed` where it exceeds the tolerance."""
+    """Return the largest difference as text; raise :class:`Failed` if it exceeds the tolerance."""
     gap = difference(a, b)
     if not gap <= tolerance:
         raise Failed(f"{what}: largest difference {gap:.1e}, tolerance {tolerance:.0e}")

@@ -1,4 +1,4 @@
-"""The check that nobody else's random draws change."""
+"""The check that a plugin does not change the random draws of others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from framework.testing.result import Failed
 
 
 class _Order(Plugin):
-    """First in the recipe: sees in which order the samples come."""
+    """First plugin of the recipe: records the order of samples."""
 
     def attach(self, core: Core) -> None:
         self.seen_: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
@@ -31,43 +31,43 @@ class _Order(Plugin):
 
 
 class _Draws(Plugin):
-    """Last in the recipe: draws in every way there is, and looks at what the network drew."""
+    """Last plugin of the recipe: draws in every possible way, and records what the network drew."""
 
     def attach(self, core: Core) -> None:
         self.seen_: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
         self.drop_ = core.model.get_submodule("drop")
 
     def begin_step(self, step: Step) -> None:
-        self._see("a plugin's draws for the step", step, torch.rand(3, generator=step.generator(self)))
-        self._see_generators("as a step begins", step)
+        self._record("a plugin's draws for the step", step, torch.rand(3, generator=step.generator(self)))
+        self._record_generators("as a step begins", step)
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
         like = torch.empty(len(input_of(batch)), 3, dtype=torch.float32)
-        self._see("a plugin's draws for samples", step, step.normal(self, like), step.uniform(self, like))
+        self._record("a plugin's draws for samples", step, step.normal(self, like), step.uniform(self, like))
         generator = step.micro_generator(self)
-        self._see("a plugin's draws for the micro-batch", step, torch.rand(3, generator=generator))
+        self._record("a plugin's draws for the micro-batch", step, torch.rand(3, generator=generator))
         return batch
 
     def penalty(self, step: Step) -> None:
-        self._see("the network's dropout", step, self.drop_.mask.clone())
-        self._see_generators("after a forward", step)
+        self._record("the network's dropout", step, self.drop_.mask.clone())
+        self._record_generators("after a forward", step)
 
     def after_update(self, step: Step) -> None:
-        self._see_generators("after an update", step)
+        self._record_generators("after an update", step)
 
-    def _see_generators(self, when: str, step: Step) -> None:
+    def _record_generators(self, when: str, step: Step) -> None:
         numpy_state: Any = np.random.get_state()  # noqa: NPY002
-        self._see(f"torch's global generator {when}", step, torch.get_rng_state())
-        self._see(f"NumPy's global generator {when}", step, torch.from_numpy(numpy_state[1].copy()))
-        self._see(f"Python's global generator {when}", step, torch.tensor(random.getstate()[1]))
+        self._record(f"torch's global generator {when}", step, torch.get_rng_state())
+        self._record(f"NumPy's global generator {when}", step, torch.from_numpy(numpy_state[1].copy()))
+        self._record(f"Python's global generator {when}", step, torch.tensor(random.getstate()[1]))
 
-    def _see(self, what: str, step: Step, *values: Tensor) -> None:
-        # second evaluations draw the same once more
+    def _record(self, what: str, step: Step, *values: Tensor) -> None:
+        # second evaluations repeat the same draws
         self.seen_.setdefault((what, step.index, step.micro), values)
 
 
 def draws(case: Case) -> str:
-    """Compare the order of samples, a probe's draws, the network's dropout and global generators with and without."""
+    """Compare order of samples, a probe's draws, dropout and global generators with and without the plugin."""
     seen = []
     for make in (None, case.make):
         order, probe = _Order(), _Draws()
@@ -75,5 +75,5 @@ def draws(case: Case) -> str:
         seen.append({**order.seen_, **probe.seen_})
     for key, values in seen[0].items():
         if not same_bits(values, seen[1].get(key)):
-            raise Failed(f"other than without it: {key[0]}, in step {key[1]}")
+            raise Failed(f"changed by the plugin: {key[0]}, in step {key[1]}")
     return f"{len(seen[0])} draws: the same bits"

@@ -1,4 +1,4 @@
-"""The check that evaluation is the bare network's."""
+"""The check that evaluation with a plugin equals that of the bare network with the same weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from framework.engine.core import Core
 from framework.errors import one_line
-from framework.testing.case import Case, apart
+from framework.testing.case import Case, isolated
 from framework.testing.compare import demand_same_bits, same_bits
 from framework.testing.result import Failed
 
@@ -20,7 +20,7 @@ def _copied(core: Core) -> dict[str, Tensor]:
 
 
 class _Validations(pl.Callback):
-    """Keeps the weights and the validation loss of each validation."""
+    """Records the weights and the loss of each validation."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[dict[str, Tensor], float]] = []
@@ -38,18 +38,18 @@ class _Validations(pl.Callback):
 
 
 def evaluation(case: Case) -> str:
-    """Validate after every step, then give the bare network the same weights; test and predict at the end."""
+    """Compare validation after every step, and test and predict at the end, with the bare network."""
     seen = _Validations()
     core = case.fit(case.make, trainer={"val_check_interval": 1, "max_epochs": 1, "callbacks": [seen]})
     for weights, loss in seen.seen:
         bare = _bare(case, weights)
-        expected = _asked(bare, "validate")["val/loss"]
+        expected = _evaluate(bare, "validate")["val/loss"]
         if not same_bits(loss, expected):
-            raise Failed(f"val/loss is {loss!r}, of the bare network {expected!r}")
+            raise Failed(f"val/loss is {loss!r}, that of the bare network {expected!r}")
     bare = _bare(case, _copied(core))
     for kind in ("test", "predict"):
-        if not same_bits(_asked(core, kind), _asked(bare, kind)):
-            raise Failed(f"{kind} gives something else than the bare network")
+        if not same_bits(_evaluate(core, kind), _evaluate(bare, kind)):
+            raise Failed(f"{kind} differs from the bare network")
     return f"{len(seen.seen)} validations, test and predict: the same bits"
 
 
@@ -62,8 +62,8 @@ def _bare(case: Case, weights: dict[str, Tensor]) -> Core:
     return core
 
 
-def _asked(core: Core, kind: str) -> Any:
-    with apart():
+def _evaluate(core: Core, kind: str) -> Any:
+    with isolated():
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = pl.Trainer(accelerator="cpu", devices=1, enable_checkpointing=False, **quiet)
         if kind == "predict":

@@ -1,4 +1,4 @@
-"""Checks that a run is the same however it is cut: into micro-batches, ranks, parts; and without the plugin at zero."""
+"""Checks that a run is the same in micro-batches, on ranks, and resumed; and that strength zero equals absence."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ from framework.testing.compare import Weights, demand_close, demand_same_bits, s
 from framework.testing.result import Failed, Inapplicable
 
 # Runs that only differ in the order of sums are compared in float64, where one rounding is 1e-16. Six steps with
-# momentum on these tasks make some 1e-14 of it. An error of a single float32 rounding anywhere would show as 1e-8.
+# momentum on these tasks amplify it to about 1e-14. A single float32 rounding anywhere would show as 1e-8.
 SUMS = 1e-10
 
-# a plugin that lets ranks fall out of step would hang without a time limit
+# without a time limit a plugin that desynchronizes the ranks would hang
 _GLOO: dict[str, Any] = {"process_group_backend": "gloo", "timeout": datetime.timedelta(seconds=60)}
 
 
 def zero_is_absence(case: Case) -> str:
-    """Compare the plugin at strength zero with its absence, and the example with both."""
+    """Compare the plugin at strength zero with its absence, and the example with its absence."""
     ends = [_end(case.fit(make, trainer={"max_epochs": 3})) for make in (None, case.make)]
     if same_bits(*ends):
-        raise Failed("the example changes neither weights nor validation: other checks of it would show nothing")
+        raise Failed(
+            "the example changes neither weights nor validation, so other checks would show nothing; make it stronger"
+        )
     if case.absent is None:
-        raise Inapplicable("there is no strength to be zero")
+        raise Inapplicable("it declares no settings at which it equals its absence")
     zero = case.fit(case.absent, trainer={"max_epochs": 3})
     what = f"{case.absent().describe()} differs from absence"
     demand_same_bits(ends[0]["weights"], zero.model.state_dict(), what)
     if not same_bits(ends[0], _end(zero)):
-        raise Failed(f"{what}: in the metrics of validation")
+        raise Failed(f"{what}: in the validation metrics")
     return "the same bits"
 
 
 def _end(core: Core) -> dict[str, Any]:
-    # what training logged of an epoch is a mean over the steps of this process, so a resumed run has other means
+    # training metrics are means over the steps of this process, which differ in a resumed run
     history = [
         (entry.epoch, entry.step, {tag: value for tag, value in entry.metrics.items() if tag.startswith("val/")})
         for entry in core.recorder.history
@@ -54,7 +56,7 @@ def _end(core: Core) -> dict[str, Any]:
 
 
 def micro_batches(case: Case) -> str:
-    """Compare four micro-batches a step with one batch; the last step has 14 samples, its last micro-batch 2."""
+    """Compare four micro-batches per step with one batch; the last step has 14 samples, its last micro-batch 2."""
     how: dict[str, Any] = {"noisy": False, "dtype": torch.float64}
     whole = case.fit(case.make, batch=16, **how)
     split = case.fit(case.make, batch=4, accumulate=4, **how)
@@ -62,7 +64,7 @@ def micro_batches(case: Case) -> str:
 
 
 def ranks(case: Case) -> str:
-    """Compare two processes, two micro-batches each, with one process."""
+    """Compare two ranks of two micro-batches each with one process."""
     how: dict[str, Any] = {"noisy": False, "dtype": torch.float64}
     alone = case.fit(case.make, batch=16, **how)
     one, other = _ranks(case, DDPStrategy(start_method="fork", **_GLOO), batch=4, accumulate=2, **how)
@@ -71,11 +73,11 @@ def ranks(case: Case) -> str:
 
 
 def sharded(case: Case, **how: Any) -> str:
-    """Compare two processes that share the parameters out with two that hold them whole.
+    """Compare two ranks with sharded parameters with two that hold them whole.
 
     Args:
         case: the plugin.
-        **how: what else to give both cores, see :meth:`Case.core`.
+        **how: further arguments of both cores, see :meth:`Case.core`.
     """
     how = {"noisy": False, "dtype": torch.float64, "batch": 4, "accumulate": 2, **how}
     held, _ = _ranks(case, DDPStrategy(start_method="fork", **_GLOO), **how)
@@ -85,7 +87,7 @@ def sharded(case: Case, **how: Any) -> str:
 
 
 class ForkedShards(FullySharded):
-    """Shares parameters out among processes that are forked, as checks need it."""
+    """Strategy that shards parameters across forked processes, as the checks need it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**_GLOO, **options})
@@ -95,7 +97,7 @@ class ForkedShards(FullySharded):
 
 
 class _Forks(_MultiProcessingLauncher):
-    """Sends home no weights, of which each process has a part."""
+    """Launcher that returns no weights to the parent process, since each rank has only a shard."""
 
     def _collect_rank_zero_results(self, trainer: pl.Trainer, results: Any) -> _WorkerOutput | None:
         if self._strategy.local_rank != 0:
@@ -113,7 +115,7 @@ def _ranks(case: Case, strategy: ParallelStrategy, **how: Any) -> list[Weights]:
             )
         except UserError:
             raise
-        except Exception as error:  # of a rank, as text
+        except Exception as error:  # a rank's error, as text
             last = str(error).strip().splitlines()[-1]
             _, refused, message = last.partition("UserError: ")
             raise (UserError(message) if refused else Failed(f"a rank raised {last}")) from None
@@ -121,7 +123,7 @@ def _ranks(case: Case, strategy: ParallelStrategy, **how: Any) -> list[Weights]:
 
 
 class _Keep(pl.Callback):
-    """Writes down what each rank ends with."""
+    """Saves the final weights of each rank."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -132,7 +134,7 @@ class _Keep(pl.Callback):
 
 
 def resume(case: Case) -> str:
-    """Compare a run of three epochs with those that go on from its checkpoints, from within and the end of an epoch."""
+    """Compare a run of three epochs with runs resumed from its checkpoints within and at the end of an epoch."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options: dict[str, Any] = {"dirpath": folder, "save_top_k": -1, "auto_insert_metric_name": False}
@@ -149,7 +151,7 @@ def resume(case: Case) -> str:
             what = f"a run resumed from {'within an epoch' if point == 'within-4' else 'the end of an epoch'} differs"
             demand_same_bits(whole.model.state_dict(), again.model.state_dict(), what)
             if not same_bits(_end(whole), _end(again)):
-                raise Failed(f"{what}: in the metrics of validation")
+                raise Failed(f"{what}: in the validation metrics")
             if not same_bits(_states(whole), _states(again)):
                 raise Failed(f"{what}: in the plugin's state")
     return "the same bits"

@@ -1,4 +1,4 @@
-"""Checks of gradients against the values they belong to, and of clipping."""
+"""Checks of gradients against their objective, and of gradient clipping."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from framework.engine.core import Core
 from framework.plugin.answers import named_terms
 from framework.plugin.plugin import Plugin
 from framework.plugin.step import Step
-from framework.testing.case import Case, apart
+from framework.testing.case import Case, isolated
 from framework.testing.result import Failed, Inapplicable
 
-# Central differences with a step h in float64 are off by some h^2 of curvature and 1e-16 / h of rounding.
+# Central differences with a step h in float64 have an error of about h^2 from curvature and 1e-16 / h from rounding.
 _H, _DIFFERENCES = 1e-6, 1e-6
-# Two ways to one gradient in float64, relative to its length.
+# Two computations of one gradient in float64, relative to its norm.
 _ROUNDING = 1e-12
 
 
-class _Keeping(Core):
-    """Keeps the last window."""
+class _KeepingWindow(Core):
+    """Core that keeps the last window of micro-batches."""
 
     window: Window
 
@@ -31,9 +31,11 @@ class _Keeping(Core):
         self.window = window
 
 
-def _trained(case: Case) -> tuple[_Keeping, Plugin, list[Tensor]]:
-    core = case.fit(case.make, kind=_Keeping, dtype=torch.float64, batch=8, accumulate=2, trainer={"max_epochs": 1})
-    assert isinstance(core, _Keeping)
+def _trained(case: Case) -> tuple[_KeepingWindow, Plugin, list[Tensor]]:
+    core = case.fit(
+        case.make, kind=_KeepingWindow, dtype=torch.float64, batch=8, accumulate=2, trainer={"max_epochs": 1}
+    )
+    assert isinstance(core, _KeepingWindow)
     core.train()
     core.at.index -= 1  # the step of the window
     plugin = next(one for one in core.plugins if one.name == case.plugin.name)
@@ -41,9 +43,9 @@ def _trained(case: Case) -> tuple[_Keeping, Plugin, list[Tensor]]:
 
 
 def slope(case: Case) -> str:
-    """Compare what ``weight_penalty_gradient`` adds with autograd of ``weight_penalty``."""
+    """Compare the gradient that ``weight_penalty_gradient`` adds with autograd of ``weight_penalty``."""
     if not case.overrides("weight_penalty"):
-        raise Inapplicable("it has no term on weights")
+        raise Inapplicable("it has no penalty on weights")
     core, plugin, weights = _trained(case)
     value = sum(term.sum() for term in named_terms("", plugin.weight_penalty(core.at)).values())
     if not isinstance(value, Tensor) or not value.requires_grad:
@@ -58,12 +60,12 @@ def slope(case: Case) -> str:
 
 
 def gradcheck(case: Case) -> str:
-    """Compare the gradient of a step along random directions with central differences of the objective."""
+    """Compare a step's gradient along random directions with central differences of the objective."""
     if not case.overrides("penalty", "edit_weights", "transform_activation"):
-        raise Inapplicable("it has no share in a micro-batch's objective")
+        raise Inapplicable("it does not change a micro-batch's objective")
     core, _, weights = _trained(case)
     generator = torch.Generator().manual_seed(0)
-    with apart():
+    with isolated():
         given, expected = [], []
         gradient = _gradient(core, weights)
         for _ in range(3):
@@ -79,7 +81,7 @@ def gradcheck(case: Case) -> str:
     )
 
 
-def _gradient(core: _Keeping, weights: list[Tensor]) -> list[Tensor]:
+def _gradient(core: _KeepingWindow, weights: list[Tensor]) -> list[Tensor]:
     core.update.zero_gradients()
     core.gradient(core.window)
     return [w.grad.clone() if w.grad is not None else torch.zeros_like(w) for w in weights]
@@ -90,7 +92,7 @@ def _moved(weights: list[Tensor], direction: list[Tensor], by: float) -> None:
     torch._foreach_add_(weights, direction, alpha=by)
 
 
-def _objective(core: _Keeping, weights: list[Tensor], direction: list[Tensor], by: float) -> float:
+def _objective(core: _KeepingWindow, weights: list[Tensor], direction: list[Tensor], by: float) -> float:
     kept = [weight.detach().clone() for weight in weights]
     _moved(weights, direction, by)
     value = core.gradient(core.window)
@@ -116,7 +118,7 @@ def _demand_close(given: Tensor, expected: Tensor, tolerance: float, what: str) 
 
 
 class _Lengths(Plugin):
-    """Last in the recipe: how long and how large the gradients were that the update took."""
+    """Last plugin of the recipe: records norm and largest entry of the gradients of each update."""
 
     def attach(self, core: Core) -> None:
         self.norms_: list[float] = []
@@ -130,7 +132,7 @@ class _Lengths(Plugin):
 
 
 def clipping(case: Case) -> str:
-    """Clip by norm and by value to half of the smallest unclipped one, and look at what the optimizer gets."""
+    """Clip by norm and by value to half of the smallest unclipped gradient, and check what the optimizer gets."""
     free = _Lengths()
     case.fit(case.make, free)
     found = []
@@ -139,7 +141,7 @@ def clipping(case: Case) -> str:
         seen = _Lengths()
         case.fit(case.make, seen, clip=(bound, algorithm))
         largest = max(getattr(seen, sizes))
-        # norms are summed up in float32 twice
+        # both norms are summed in float32
         if not bound * (1 - 1e-4) <= largest <= bound * (1 + 1e-4):
             raise Failed(f"clipped by {algorithm} to {bound:.2e}, the optimizer gets {largest:.2e}")
         found.append(f"{algorithm} {largest / bound:.6f} of the bound")

@@ -1,4 +1,4 @@
-"""Checks of what a plugin does in other precisions, and compiled."""
+"""Checks that a plugin has the same effect in other precisions, and with a compiled network."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 from framework.data.batch import Outcome
 from framework.data.data import Window
 from framework.engine.core import Core
-from framework.testing.case import Case, apart
+from framework.testing.case import Case, isolated
 from framework.testing.compare import demand_close, demand_same_bits
 from framework.testing.invariance import SUMS
 from framework.testing.result import Failed, Inapplicable
 
-# How far the effect of a plugin may be from its effect in float32, as a share of it. A rounding is 2^-11 in float16
-# and 2^-8 in bfloat16; six steps gather some, noise is rounded besides, and what rescales gradients (Muon) magnifies
-# them: up to 0.11 and 0.31 for the bundled plugins. A term that is left out, or counted twice, is off by 1.
+# Relative difference allowed between the effect of a plugin and its effect in float32. A rounding is 2^-11 in float16
+# and 2^-8 in bfloat16; roundings add up over six steps, noise is rounded too, and rescaled gradients (Muon) amplify
+# them: up to 0.11 and 0.31 for the bundled plugins. A term that is missing, or counted twice, has a difference of 1.
 _HALF, _BRAIN = 0.2, 0.5
-_SKIPPED = (0, 2)  # the first step is the one that a scaler commonly skips
+_SKIPPED = (0, 2)  # steps; a scaler commonly skips the first one
 
 
 def compiled(case: Case) -> str:
-    """Compare with a network compiled by ``aot_eager``, which traces as every backend does but keeps eager kernels."""
+    """Compare with a network compiled by ``aot_eager``, which traces like every backend but runs eager kernels."""
     eager = case.fit(case.make, dtype=torch.float64, trainer={"max_epochs": 1})
-    with apart():
+    with isolated():
         torch.compiler.reset()
     try:
         fast = case.fit(case.make, dtype=torch.float64, compile={"backend": "aot_eager"}, trainer={"max_epochs": 1})
@@ -39,16 +39,16 @@ def compiled(case: Case) -> str:
 
 
 def _half() -> dict[str, Any]:
-    # by name Lightning would take bfloat16 on a CPU; the scale leaves room for gradients of up to 2^6
+    # given by name, Lightning would use bfloat16 on a CPU; the scale allows gradients of up to 2^6
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
     return {"plugins": [MixedPrecision("16-mixed", device="cpu", scaler=scaler)]}
 
 
 def half(case: Case) -> str:
-    """Compare effects with float32; then let gradients overflow in two steps, and compare with these left out."""
+    """Compare the effect with float32; then compare two overflowing steps with leaving their batches out."""
     try:
         case.fit(None, noisy=False, trainer=_half())
-    except RuntimeError as error:  # of a kernel that this machine lacks
+    except RuntimeError as error:  # this machine lacks a kernel
         raise Inapplicable(f"the task's network does not run in float16 here: {str(error).split('. ')[0]}") from None
     text = _demand_same_effect(case, _half, _HALF, "16-mixed")
     ends = [case.fit(case.make, kind=kind, trainer=_half()) for kind in (_LeavingOut, _Overflowing)]
@@ -66,7 +66,7 @@ def _scaler_of(core: Core) -> torch.amp.GradScaler:
 
 
 class _Overflowing(Core):
-    """Has steps with infinite gradients of a finite loss."""
+    """Core with infinite gradients of a finite loss in some steps."""
 
     def compute_loss(self, batch: Any) -> Outcome:
         outcome = super().compute_loss(batch)
@@ -83,13 +83,13 @@ def _overflowing(loss: Tensor) -> Tensor:
 
 
 class _LeavingOut(Core):
-    """Leaves the batches of these steps out, after the network saw them, and lowers the scale as the scaler does."""
+    """Core that leaves out the batches of these steps after their forward, and lowers the scale as the scaler does."""
 
     def training_step(self, window: Window, batch_idx: int) -> None:
         super().training_step(window, batch_idx)
         if self.at.index - 1 in _SKIPPED:
             scaler = _scaler_of(self)
-            scaler.scale(torch.zeros(1))  # where no step was made yet it has no scale to lower
+            scaler.scale(torch.zeros(1))  # before the first step the scaler has no scale yet
             scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
 
     def compute_loss(self, batch: Any) -> Outcome:
@@ -98,12 +98,12 @@ class _LeavingOut(Core):
 
 
 def brain_half(case: Case) -> str:
-    """Compare effects with float32."""
+    """Compare the effect in bfloat16 with that in float32."""
     return _demand_same_effect(case, lambda: {"precision": "bf16-mixed"}, _BRAIN, "bf16-mixed")
 
 
 def _effect(case: Case, trainer: Any) -> Tensor:
-    """Return by how much the plugin moves the trained weights, all in one vector."""
+    """Return the difference that the plugin makes to the trained weights, as one vector."""
     ends = [case.fit(make, noisy=False, trainer=trainer()).model.state_dict() for make in (case.make, None)]
     return torch.cat([(ends[0][name].double() - ends[1][name].double()).flatten() for name in ends[1]])
 
@@ -112,16 +112,16 @@ def _demand_same_effect(case: Case, trainer: Any, tolerance: float, what: str) -
     full, narrow = _effect(case, dict), _effect(case, trainer)
     if not full.any():
         if narrow.any():
-            raise Failed(f"{what}: moves weights, which 32-true does not")
-        return "moves no weights, as in 32-true"
+            raise Failed(f"{what}: changes weights, which 32-true does not")
+        return "changes no weights, as in 32-true"
     gap = float((narrow - full).norm() / full.norm())
     if not gap <= tolerance:
-        raise Failed(f"{what}: the effect on the weights is off by {gap:.1%}, tolerance {tolerance:.0%}")
-    return f"the effect on the weights is off by {gap:.1%}"
+        raise Failed(f"{what}: the effect on the weights differs by {gap:.1%}, tolerance {tolerance:.0%}")
+    return f"the effect on the weights differs by {gap:.1%}"
 
 
 def double(case: Case) -> str:
-    """Compare 64-true with network and data in float64 from the start, and look for weights rounded to float32."""
+    """Compare 64-true with network and data in float64, and look for weights rounded to float32."""
     true = case.fit(case.make, trainer={"precision": "64-true"})
     plain = case.fit(case.make, dtype=torch.float64)
     text = demand_same_bits(plain.model.state_dict(), true.model.state_dict(), "64-true is not float64")

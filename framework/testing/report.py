@@ -1,4 +1,4 @@
-"""Results as text: every check of one plugin, or a table of plugins and checks."""
+"""Print results of checks: those of one plugin, or a table of plugins and checks."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ from framework.testing.result import Check, Result, Status
 
 _MARKS = {
     Status.FAILS: ("X", "FAILS", "fails"),
-    Status.LIMITED: ("l", "limit", "cannot hold, as the plugin declares; what was measured in brackets"),
-    Status.REFUSED: ("r", "refused", "refused with a reason"),
+    Status.LIMITED: ("l", "limit", "cannot hold, as the plugin declares; the measured deviation in brackets"),
+    Status.REFUSED: ("r", "refused", "the plugin refuses, with a reason"),
     Status.HOLDS: ("+", "holds", "holds"),
-    Status.INAPPLICABLE: (".", "no claim", "claims nothing about this plugin"),
+    Status.INAPPLICABLE: (".", "no claim", "does not apply to this plugin"),
 }
 
 
 def claims() -> str:
-    """Return what each check claims."""
+    """Return a table of all checks and their claims."""
     return table([[check.name, check.claim] for check in CHECKS])
 
 
 def chosen(names: Sequence[str]) -> Sequence[Check]:
-    """Return the checks of these names, all where none is given."""
+    """Return the checks with these names, all checks if there are none.
+
+    Raises:
+        UserError: if there is no check of a name.
+    """
     known = {check.name: check for check in CHECKS}
     for name in names:
         if name not in known:
-            raise UserError(f"there is no check {name!r}{did_you_mean(name, known)}")
+            raise UserError(f"no such check: {name!r}{did_you_mean(name, known)}")
     return [known[name] for name in names] or CHECKS
 
 
-def parted(target: str) -> tuple[str, str]:
-    """Part a target into the plugin, by registered name or as ``module:Class``, and its settings.
+def split_target(target: str) -> tuple[str, str]:
+    """Split a target into the plugin, by registered name or as ``module:Class``, and its settings.
 
     Example:
-        >>> parted("sam:rho=0.1"), parted("a.b:Mine"), parted("a.b:Mine:rho=0.1,adaptive=true")
+        >>> split_target("sam:rho=0.1"), split_target("a.b:Mine"), split_target("a.b:Mine:rho=0.1,adaptive=true")
         (('sam', 'rho=0.1'), ('a.b:Mine', ''), ('a.b:Mine', 'rho=0.1,adaptive=true'))
     """
     first, _, rest = target.partition(":")
@@ -53,7 +57,11 @@ def parted(target: str) -> tuple[str, str]:
 
 
 def plugin_class(name: str) -> type[Plugin]:
-    """Return the plugin class of a registered name or of ``module:Class``."""
+    """Return the plugin class of a registered name or of ``module:Class``.
+
+    Raises:
+        UserError: if there is no such plugin class.
+    """
     module, colon, attribute = name.partition(":")
     if not colon:
         return find_plugin(name)
@@ -62,12 +70,18 @@ def plugin_class(name: str) -> type[Plugin]:
     except (ImportError, AttributeError) as error:
         raise UserError(f"check {name}: {error}; write it as module:Class, importable from here") from error
     if not (isinstance(kind, type) and issubclass(kind, Plugin)):
-        raise UserError(f"check {name}: this is no framework.Plugin class")
+        raise UserError(f"check {name}: not a subclass of framework.Plugin; name a plugin class")
     return kind
 
 
 def check_one(name: str, fields: Mapping[str, Any], checks: Sequence[Check]) -> int:
-    """Print each check of one plugin and return the exit code."""
+    """Print the result of each check of one plugin and return the exit code.
+
+    Args:
+        name: registered name or ``module:Class``.
+        fields: settings that override those of the first example; all examples are checked if it is empty.
+        checks: the checks to run.
+    """
     kind = plugin_class(name)
     settings = read_fields(kind, fields, f"check {name}") if fields else None
     failed = False
@@ -83,7 +97,7 @@ def check_one(name: str, fields: Mapping[str, Any], checks: Sequence[Check]) -> 
 
 
 def check_every(checks: Sequence[Check]) -> int:
-    """Print a table of installed plugins and checks, a mark for each, then the reasons; return the exit code."""
+    """Print a table of all installed plugins and checks, then the reasons, and return the exit code."""
     plugins = registered()
     width = max((len(plugin.name) for plugin in plugins), default=0)
     print(" ".join(["plugin".ljust(width), *(check.name for check in checks)]))
@@ -112,7 +126,7 @@ def _marks(results: Iterable[Result]) -> str:
 
 
 def _reasons(results: Iterable[Result]) -> Iterator[str]:
-    """Yield one paragraph for each reason, with all it is the reason of."""
+    """Yield one paragraph for each check and reason, with the cases that share it."""
     shared: dict[tuple[str, str], list[str]] = {}
     for result in results:
         cases = shared.setdefault((result.check, result.text), [])

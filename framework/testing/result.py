@@ -1,4 +1,4 @@
-"""What came of a check."""
+"""Checks and their results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Status(enum.Enum):
-    """How a check can end, with its mark in the table; the gravest first."""
+    """How a check ended; worst first."""
 
     FAILS = "NO"
     LIMITED = "lim"
@@ -24,11 +24,11 @@ class Status(enum.Enum):
 
 
 class Failed(Exception):
-    """The claim of a check does not hold.
+    """Raised by a check whose claim does not hold.
 
     Args:
-        text: what was found instead, with the measured deviation.
-        excusable: whether a limit that the plugin declares covers it.
+        text: the problem, with the measured deviation.
+        excusable: whether a limit that the plugin declares can excuse it.
     """
 
     def __init__(self, text: str, *, excusable: bool = True) -> None:
@@ -37,7 +37,7 @@ class Failed(Exception):
 
 
 class Inapplicable(Exception):
-    """The claim of a check says nothing about this plugin; the reason why."""
+    """Raised by a check that does not apply to the plugin; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Result:
 
     Args:
         check: name of the check.
-        case: the case, as the recipe would write the plugin.
-        status: how it ended.
+        case: the plugin and its settings, as written in a recipe.
+        status: how the check ended.
         text: the measured deviation, or the reason.
     """
 
@@ -60,18 +60,19 @@ class Result:
         return f"{self.case}: {self.check} {self.status.name.lower()}: {self.text}"
 
     def require(self) -> None:
-        """Raise ``AssertionError`` where the check failed."""
+        """Raise ``AssertionError`` if the check failed."""
         if self.status is Status.FAILS:
             raise AssertionError(str(self))
 
 
 class Check(NamedTuple):
-    """A claim about plugins that can be put to the test.
+    """A claim about plugins, and the function that tests it.
 
     Args:
         name: one short word.
-        claim: what is claimed.
-        measure: tries it on a case and returns what it measured; raises :class:`Failed` or :class:`Inapplicable`.
+        claim: the claim.
+        measure: tests the claim on a case and returns the measured deviation as text; raises :class:`Failed` or
+            :class:`Inapplicable`.
     """
 
     name: str
@@ -82,17 +83,17 @@ class Check(NamedTuple):
         return self.name
 
     def __call__(self, case: Case) -> Result:
-        """Try the claim on a case."""
-        status, text = self._tried(case)
+        """Test the claim on a case."""
+        status, text = self._outcome(case)
         return Result(self.name, str(case), status, text)
 
-    def _tried(self, case: Case) -> tuple[Status, str]:
+    def _outcome(self, case: Case) -> tuple[Status, str]:
         limit = case.limits.get(self.name)
         try:
             text = self.measure(case)
         except Inapplicable as reason:
             return Status.INAPPLICABLE, str(reason)
-        except NonFiniteError as error:  # no refusal: nobody meant it
+        except NonFiniteError as error:  # an accident, not a deliberate refusal
             return Status.FAILS, str(error)
         except UserError as error:
             return Status.REFUSED, str(error)
@@ -100,7 +101,7 @@ class Check(NamedTuple):
             if limit is not None and failure.excusable:
                 return Status.LIMITED, f"{limit} ({failure})"
             return Status.FAILS, str(failure)
-        except Exception as error:  # whatever a plugin raises is what is to be found out
+        except Exception as error:  # any error of a plugin is a finding
             return Status.FAILS, f"raised {type(error).__name__}: {one_line(error)[-300:]}"
         if limit is not None:
             return Status.FAILS, f"holds, though the plugin declares that it cannot: {limit}"

@@ -1,4 +1,4 @@
-"""Small tasks that plugins are checked on."""
+"""Small training tasks on which plugins are checked."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ SAMPLES, HELD_OUT, CLASSES = 46, 20, 3
 
 
 class Dropout(nn.Module):
-    """Dropout that keeps its last mask, for others to see what the network drew."""
+    """Dropout with rate 0.5 that keeps its last mask, so that a check can see what the network drew."""
 
     def __init__(self) -> None:
         super().__init__()
         self.mask: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return half of the entries, doubled."""
+        """Return the input with half of its entries zeroed and the others doubled."""
         if not self.training:
             return x
         self.mask = torch.rand_like(x) < 0.5
@@ -47,7 +47,7 @@ def image_network(noisy: bool) -> nn.Sequential:
     """Return a convolutional network for images ``(1, 8, 8)``.
 
     Args:
-        noisy: with BatchNorm and dropout, which see a batch as a whole; without, no sample depends on another.
+        noisy: with BatchNorm and dropout, with which samples of a batch depend on each other.
     """
     layers: list[tuple[str, nn.Module]] = [
         ("conv", nn.Conv2d(1, 4, 3, padding=1)),
@@ -87,12 +87,13 @@ def tokens(generator: torch.Generator) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a plugin is trained on: a classification by cross-entropy, of few samples whose classes are drawn.
+    """A small classification task with random classes.
 
     Args:
-        name: what examples call it.
+        name: the name in a plugin's examples.
         network: makes the network; its argument says whether with BatchNorm and dropout.
         inputs: draws the inputs of all samples.
+        loss: the loss function.
     """
 
     name: str
@@ -101,7 +102,7 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
     def data(self, dtype: torch.dtype, batch_size: int) -> Data:
-        """Return training, validation and test part; the last step and its last micro-batch are short ones."""
+        """Return training, validation and test parts; the last step and its last micro-batch are short."""
         generator = torch.Generator().manual_seed(0)
         x = self.inputs(generator)
         x = x.to(dtype) if x.is_floating_point() else x

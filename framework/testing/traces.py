@@ -1,4 +1,4 @@
-"""Checks that a plugin leaves no trace where it has no business, and takes up again what it left in a checkpoint."""
+"""Checks that a plugin leaves no trace after an interrupted step, and restores its state from a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from framework.data.data import Window
 from framework.engine.core import Core
 from framework.errors import one_line
 from framework.plugin.plugin import Plugin
-from framework.testing.case import Case, apart, train
+from framework.testing.case import Case, isolated, train
 from framework.testing.compare import demand_same_bits, same_bits
 from framework.testing.result import Failed, Inapplicable
 
-_STEP = 2  # the one that is disturbed: by then plugins have a state
+_STEP = 2  # the step that is disturbed; late enough for plugins to have a state
 
 
-class _Stumble(Exception):
-    """An error in the forward."""
+class _Interruption(Exception):
+    """An error in the forward pass."""
 
 
-class _Stumbling(Core):
-    """Raises, or leaves the batch out, in one step at a chosen call of the network."""
+class _InterruptedCore(Core):
+    """Core that raises, or leaves the batch out, in one step at a chosen call of the network."""
 
     at_call: int | None = None
     raises: type[BaseException] | None = None
@@ -57,34 +57,34 @@ class _Stumbling(Core):
 
 
 def undone(case: Case) -> str:
-    """Raise within a step at the first and at the last call of the network, and leave a step's batches out."""
-    calls = _stumble(case, None, None).calls
-    ways = [(kind, call) for kind in (_Stumble, KeyboardInterrupt) for call in sorted({1, calls})]
+    """Raise in a step at the first and the last call of the network, and leave a step's batches out."""
+    calls = _interrupt(case, None, None).calls
+    ways = [(kind, call) for kind in (_Interruption, KeyboardInterrupt) for call in sorted({1, calls})]
     for kind, call in [*ways, (None, 1)]:
-        core = _stumble(case, kind, call)
+        core = _interrupt(case, kind, call)
         way = f"{kind.__name__.strip('_')} in call {call} of {calls}" if kind else "a step whose loss is None"
         demand_same_bits(core.before, core.after, f"{way} leaves changed weights")
     return f"{len(ways) + 1} ways out, {calls} calls of the network a step: the same bits"
 
 
-def _stumble(case: Case, raises: type[BaseException] | None, at_call: int | None) -> _Stumbling:
-    """Train until the stumble, or past the step, and return the core as it was left."""
-    kind = type("_Stumbling", (_Stumbling,), {"raises": raises, "at_call": at_call})
+def _interrupt(case: Case, raises: type[BaseException] | None, at_call: int | None) -> _InterruptedCore:
+    """Train until the error, or past the step if there is none, and return the core in that state."""
+    kind = type("_InterruptedCore", (_InterruptedCore,), {"raises": raises, "at_call": at_call})
     core = case.core(case.make, kind=kind, accumulate=2, batch=8)
-    assert isinstance(core, _Stumbling)
+    assert isinstance(core, _InterruptedCore)
     try:
         train(core)
-    except (_Stumble, KeyboardInterrupt, SystemExit):  # Lightning makes an exit of a Ctrl-C
+    except (_Interruption, KeyboardInterrupt, SystemExit):  # Lightning turns Ctrl-C into an exit
         core.after = core.weights()
     return core
 
 
 def state(case: Case) -> str:
-    """Write a checkpoint, read it with ``weights_only=True``, and give the state to a new plugin."""
+    """Write a checkpoint, read it with ``weights_only=True``, and restore the state in a new plugin."""
     core = case.fit(case.make)
     name = case.plugin.name
     kept = _named(core, name).state_dict()
-    with tempfile.TemporaryDirectory() as folder, apart():
+    with tempfile.TemporaryDirectory() as folder, isolated():
         path = Path(folder) / "last.ckpt"
         core.trainer.save_checkpoint(path)
         try:
@@ -92,15 +92,15 @@ def state(case: Case) -> str:
         except Exception as error:
             raise Failed(f"the checkpoint does not load: {one_line(error)[:200]}") from None
     if not kept:
-        raise Inapplicable("it keeps no state")
+        raise Inapplicable("it has no state")
     states = [one[name] for one in checkpoint["callbacks"].values() if name in one]
     fresh = case.core(case.make)
-    with apart():
+    with isolated():
         fresh.attach_plugins()
         plugin = _named(fresh, name)
         plugin.load_state_dict(states[0])
     if not same_bits(kept, plugin.state_dict()):
-        raise Failed("the state that comes back is another")
+        raise Failed("the restored state differs")
     return "the same bits"
 
 
@@ -109,7 +109,7 @@ def _named(core: Core, name: str) -> Plugin:
 
 
 def statistics(case: Case) -> str:
-    """Compare how many batches BatchNorm has counted with and without the plugin."""
+    """Compare the number of batches that BatchNorm has counted with and without the plugin."""
     counts = []
     for make in (None, case.make):
         core = case.fit(make, accumulate=2, batch=8, trainer={"max_epochs": 1})

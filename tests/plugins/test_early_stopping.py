@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 
 from framework import Data, Plugin, Recipe, UserError, fit
 from framework.engine.core import Core
-from framework.run.fit import Interrupted, Run
+from framework.run.result import Interrupted, Run
 from plugins.early_stopping import Best, EarlyStopping, equivalent_decay
 
 RATE = 0.05  # the level's distance to its target shrinks by 1 - 2 * RATE = 0.9 a step

@@ -16,15 +16,13 @@ import pytorch_lightning as pl
 import torch
 
 from framework import Recipe, fit
-from framework.checkpoint import file as checkpoint_file
 from framework.checkpoint.file import (
-    FORMAT,
-    BadCheckpoint,
     CheckpointFiles,
     read_checkpoint,
     read_data,
     write_checkpoint,
 )
+from framework.engine.state import FORMAT, BadCheckpoint
 from framework.errors import UserError
 from tests.children import in_child
 
@@ -102,7 +100,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_old_file(tmp_path: 
     write_checkpoint(content(1.0), path)
 
     def die() -> None:
-        checkpoint_file.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
         write_checkpoint(content(2.0), path)
 
     assert in_child(die) == -signal.SIGKILL
@@ -130,7 +128,7 @@ def test_a_file_that_was_cut_off_is_recognised_at_any_length(tmp_path: Path) -> 
     data = whole.read_bytes()
     for length in {0, 1, 100, *range(0, len(data), 97), *range(len(data) - 30, len(data))}:
         cut.write_bytes(data[:length])
-        assert "damaged, or no checkpoint at all" in refused(cut)
+        assert "damaged, or not a checkpoint" in refused(cut)
 
 
 def flip(data: bytes, bit: int) -> bytes:
@@ -192,11 +190,11 @@ def test_programs_are_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("holds", "told"),
     [
-        ([1, 2], "holds a list, no checkpoint"),
+        ([1, 2], "holds a list, which is not a checkpoint"),
         ({"state_dict": {}}, "it has no format number"),
         ({"framework": 3}, "it has no format number"),
-        (content(format=FORMAT + 1), f"of format {FORMAT + 1}, and this version reads format {FORMAT}"),
-        (content(format=None), "of format None"),
+        (content(format=FORMAT + 1), f"has format {FORMAT + 1}, but this version reads format {FORMAT}"),
+        (content(format=None), "has format None"),
     ],
 )
 def test_what_is_no_checkpoint_of_a_run(holds: Any, told: str, tmp_path: Path) -> None:
@@ -217,7 +215,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_the_first_failure_is_told_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     files, bad = CheckpointFiles(), tmp_path / "file" / "last.ckpt"
-    with pytest.warns(UserWarning, match=r"a checkpoint could not be written \(.*\); training goes on") as told:
+    with pytest.warns(UserWarning, match=r"a checkpoint could not be written \(.*\); training continues") as told:
         files.save_checkpoint(content(), bad)
     assert len(told) == 1
     assert files.failed
@@ -252,7 +250,7 @@ def test_a_full_disk_ends_no_run_and_spoils_no_file(recipe: MakeRecipe, tmp_path
             run = fit(recipe(), logs=tmp_path, trainer=options)
         lines = [str(one.message) for one in told if "checkpoint" in str(one.message)]
         assert len(lines) == 1, lines
-        assert "a checkpoint could not be written (File too large); training goes on" in lines[0]
+        assert "a checkpoint could not be written (File too large); training continues" in lines[0]
         assert (run.status, run.epochs) == ("finished", 6)
         assert full.seen == [0, 1, 1, 1, 4]
         assert read_checkpoint(run.last_checkpoint or "")["epoch"] == 5

@@ -76,7 +76,7 @@ def test_checkpoints_by_name_or_path(tmp_path: Path) -> None:
     assert folder.checkpoint("best") == folder.checkpoints / "best.ckpt"
     path = str(folder.checkpoints / "epoch3.ckpt")
     assert folder.checkpoint(path) == Path(path)
-    with pytest.raises(UserError, match=r"ckpt='last': no such checkpoint .*there are: best, epoch3"):
+    with pytest.raises(UserError, match=r"ckpt='last': no such checkpoint .*this run has: best, epoch3"):
         folder.checkpoint("last")
 
 
@@ -89,10 +89,10 @@ def test_run_json_is_replaced_whole_and_updated(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run folder: it has no run.json"):
+    with pytest.raises(UserError, match=r"is not a run's folder: it has no run.json"):
         RunFolder(tmp_path).read()
     (tmp_path / "run.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         RunFolder(tmp_path).read()
 
 

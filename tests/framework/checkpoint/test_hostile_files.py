@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 import framework
-from framework.checkpoint.file import BadCheckpoint, read_checkpoint
+from framework.checkpoint.file import read_checkpoint
 from framework.cli import main as cli
+from framework.engine.state import BadCheckpoint
 from framework.errors import UserError
 from framework.run.trainer import refusals
 
@@ -216,7 +217,7 @@ def test_resuming_runs_nothing_and_goes_on_from_the_file_before(
     bad = (files / "last.ckpt").read_bytes()
     for name in ("best", "previous"):
         (files / f"{name}.ckpt").write_bytes(bad)
-    assert "no usable checkpoint to go on from" in refused(run, capsys, "fit", "--resume")
+    assert "no usable checkpoint to resume from" in refused(run, capsys, "fit", "--resume")
     assert not mark.exists()
     (files / "previous.ckpt").write_bytes(kept["previous"])
     with caplog.at_level(logging.INFO, "pytorch_lightning"):
@@ -249,11 +250,11 @@ def test_other_files_of_a_runs_folder_are_not_run_either(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (dict(nn.Linear(3, 1).state_dict()), "no checkpoint of this framework"),
+        (dict(nn.Linear(3, 1).state_dict()), "not a checkpoint of this framework"),
         ([1, 2], "holds a list"),
-        ({"framework": {"format": 1}}, "lacks"),
-        ({"framework": {"format": 1, "history": []}, "state_dict": {}}, "lacks"),
-        ({"framework": {"format": 99}, "state_dict": {}}, "of format 99, and this version reads format"),
+        ({"framework": {"format": 1}}, "an incomplete checkpoint, without"),
+        ({"framework": {"format": 1, "history": []}, "state_dict": {}}, "an incomplete checkpoint, without"),
+        ({"framework": {"format": 99}, "state_dict": {}}, "has format 99, but this version reads format"),
     ],
 )
 def test_data_that_are_no_checkpoint_are_told(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -29,8 +30,7 @@ from framework.checkpoint.folder import RunFolder
 from framework.checkpoint.resume import load_weights, run_to_resume, start_of
 from framework.checkpoint.saving import Checkpoints
 from framework.errors import UserError
-from framework.plugin.phase import Phase
-from framework.run.fit import Interrupted
+from framework.run.result import Interrupted
 from plugins.early_stopping import EarlyStopping
 from plugins.input_noise import InputNoise
 from plugins.mixup import Mixup
@@ -188,7 +188,7 @@ MOMENTS: list[tuple[Any, str, int, bool]] = [
     (Core, "on_train_epoch_end", 2, False),
     (Core, "on_train_epoch_end", 2, True),
     (checkpoint_file, "write_checkpoint", 4, False),
-    (checkpoint_file.os, "fsync", 5, False),
+    (os, "fsync", 5, False),
     (Checkpoints, "_name_it", 4, False),
     (checkpoints, "link", 2, False),
     (Path, "replace", 14, False),
@@ -253,9 +253,9 @@ def test_it_goes_on_from_an_older_file_where_newer_ones_are_damaged(
     with caplog.at_level("INFO", "pytorch_lightning"):
         fit(make(**within), logs=tmp_path, resume=True)
     source = "best.ckpt" if len(lost) == 2 else "previous.ckpt"
-    lines = [line for line in caplog.messages if "damaged, or no checkpoint at all" in line]
+    lines = [line for line in caplog.messages if "damaged, or not a checkpoint" in line]
     assert len(lines) == len(lost)
-    assert all("\n" not in line and line.endswith(f"; going on from {source} instead") for line in lines)
+    assert all("\n" not in line and line.endswith(f"; resuming from {source} instead") for line in lines)
     assert record_of(tmp_path)["resumed"][0]["checkpoint"] == source
     assert_same(alone, folder_in(tmp_path))
 
@@ -347,7 +347,7 @@ PHASES = [
     (Core, "training_step", 21 + 2),  # before its first checkpoint
     (Core, "training_step", 21 + 8),
     (Core, "training_step", 21 + 13),
-    (Phase, "hand_over", 1),
+    (RunFolder, "hand_over", 1),
     (RunFolder, "update", 1),
 ]
 
@@ -391,7 +391,7 @@ def test_a_phase_whose_files_are_damaged_starts_anew(
     damage(kept_in(tmp_path / "b") / "retrain.ckpt")
     with caplog.at_level("INFO", "pytorch_lightning"):
         run("b", resume=True)
-    assert any(line.endswith("; going on from the start instead") for line in caplog.messages)
+    assert any(line.endswith("; starting the phase again instead") for line in caplog.messages)
     assert_same(folder_in(tmp_path / "a"), folder_in(tmp_path / "b"))
 
 
@@ -423,7 +423,7 @@ def test_a_run_is_named(make: Make, tmp_path: Path) -> None:
 def test_without_any_run(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run of 'recipe' in .* is unfinished"):
         fit(make(), logs=tmp_path, resume=True)
-    with pytest.raises(UserError, match=r"is no run folder: it has no run.json"):
+    with pytest.raises(UserError, match=r"is not a run's folder: it has no run.json"):
         fit(make(), logs=tmp_path, resume=tmp_path / "nowhere")
     assert list(tmp_path.iterdir()) == []
 
@@ -436,7 +436,7 @@ def test_a_run_of_another_recipe(make: Make, recipe: MakeRecipe, tmp_path: Path)
 
 def test_a_run_that_was_killed_before_its_first_checkpoint(make: Make, tmp_path: Path) -> None:
     killed(lambda: fit(make(), logs=tmp_path), Core, "training_step", 3)
-    with pytest.raises(UserError, match=r"version_0 was cut off before its first checkpoint; leave --resume out"):
+    with pytest.raises(UserError, match=r"version_0: this run ended before its first checkpoint; leave --resume out"):
         fit(make(), logs=tmp_path, resume=True)
     assert fit(make(), logs=tmp_path).folder == tmp_path / "recipe" / "version_1"
 
@@ -446,7 +446,7 @@ def test_a_run_without_any_usable_checkpoint(make: Make, tmp_path: Path) -> None
     for path in kept_in(tmp_path).iterdir():
         damage(path)
     before = record_of(tmp_path)
-    with pytest.raises(UserError, match=r"no usable checkpoint to go on from: .*last.ckpt: .*previous.ckpt") as caught:
+    with pytest.raises(UserError, match=r"no usable checkpoint to resume from: .*last.ckpt: .*previous.ckpt") as caught:
         fit(make(), logs=tmp_path, resume=True)
     assert "\n" not in str(caught.value)
     assert record_of(tmp_path) == before
@@ -461,7 +461,7 @@ def test_a_file_of_someone_elses_is_passed_over(make: Make, tmp_path: Path) -> N
     start = start_of(RunFolder(folder_in(tmp_path)))
     assert start is not None
     assert (start.path.name, start.step) == ("previous.ckpt", 7)
-    assert start.skipped[0].endswith("written by other means than a run's own")
+    assert start.skipped[0].endswith("not written by a run")
 
 
 def test_a_run_that_is_being_trained_is_left_alone(make: Make, tmp_path: Path) -> None:
@@ -487,9 +487,9 @@ def test_a_run_that_is_being_trained_is_left_alone(make: Make, tmp_path: Path) -
 
 
 def test_what_cannot_be_ordered_together(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give resume or weights"):
+    with pytest.raises(UserError, match="give either resume or weights"):
         fit(make(), logs=tmp_path, resume=True, weights="x.ckpt")
-    with pytest.raises(UserError, match="resume=True: needs logs"):
+    with pytest.raises(UserError, match="resume=True, logs=None: give logs"):
         fit(make(), logs=None, resume=True)
 
 
@@ -499,7 +499,7 @@ def test_what_cannot_be_ordered_together(make: Make, tmp_path: Path) -> None:
 def test_a_finished_run_takes_more_epochs(make: Make, tmp_path: Path) -> None:
     plugins = {"plugins": [WeightNoise(0.01), WeightAverage(decay=0.9)]}  # a cosine would end elsewhere
     fit(make(**plugins), logs=tmp_path / "b", trainer={"max_epochs": 2})
-    with pytest.raises(UserError, match=r"this run has ended \(finished\); to train it further give --trainer.max_epo"):
+    with pytest.raises(UserError, match=r"this run has ended \(finished\); to train it further, give --trainer"):
         fit(make(**plugins), logs=tmp_path / "b", resume=folder_in(tmp_path / "b"))
     run = fit(make(**plugins), logs=tmp_path / "b", resume=folder_in(tmp_path / "b"), trainer={"max_epochs": 4})
     alone = fit(make(**plugins), logs=tmp_path / "a", trainer={"max_epochs": 4})
@@ -580,7 +580,7 @@ def test_what_gives_the_checkpoint_another_meaning_is_refused(make: Make, name: 
 def test_the_order_of_plugins_is_refused(make: Make, cut_off: Path) -> None:
     made = make(Factor(), Groups())
     made.plugins.reverse()
-    with pytest.raises(UserError, match=r"plugins: input_noise, .* → groups, factor, .*what the checkpoint holds"):
+    with pytest.raises(UserError, match=r"plugins: input_noise, .* → groups, factor, .*the checkpoint does not fit"):
         fit(made, logs=cut_off, resume=True)
 
 
@@ -592,7 +592,7 @@ def test_another_class_of_the_same_name_is_refused(make: Make, cut_off: Path) ->
 def test_another_network_is_refused(make: Make, cut_off: Path) -> None:
     made = make(Factor(), Groups())
     made.model[4] = nn.Linear(12, 11)
-    with pytest.raises(UserError, match=r"weights: \d+ → \d+: what the checkpoint holds would mean something else"):
+    with pytest.raises(UserError, match=r"weights: \d+ → \d+: the checkpoint does not fit these changes"):
         fit(made, logs=cut_off, resume=True)
 
 
@@ -631,7 +631,7 @@ def test_what_is_harmless_is_listed(make: Make, name: str, cut_off: Path, caplog
     with caplog.at_level("INFO", "pytorch_lightning"):
         run = fit(make(Factor(), Groups()), logs=cut_off, resume=True, **order)
     assert run.status == "finished"
-    assert f"  differs from the run so far: {told}" in caplog.messages
+    assert f"  changed since the run was started: {told}" in caplog.messages
     assert record_of(cut_off)["resumed"] == [{"step": 7, "epoch": 1, "checkpoint": "last.ckpt", "differs": [told]}]
 
 
@@ -651,7 +651,7 @@ def test_versions_and_sizes_that_differ_are_listed(make: Make, cut_off: Path, ca
     with caplog.at_level("INFO", "pytorch_lightning"):
         fit(make(Factor(), Groups()), logs=cut_off, resume=True)
     for told in (f"torch: 1.0 → {installed}", "samples: 17 → 100", "monitor: train/loss → val/loss"):
-        assert any(line.endswith(f"far: {told}") for line in caplog.messages), told
+        assert any(line.endswith(f"started: {told}") for line in caplog.messages), told
 
 
 RECIPE = """
@@ -690,8 +690,8 @@ def test_a_text_that_changed_is_told(file: Path, tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO", "pytorch_lightning"):
         run = fit(file, logs=tmp_path, resume=True)
     kept = tmp_path / "toy" / "version_0" / "recipe.py"
-    told = [line for line in caplog.messages if "differs" in line]
-    assert told == [f"  differs from the run so far: {file}: not the text of {kept} any more"]
+    told = [line for line in caplog.messages if "changed since" in line]
+    assert told == [f"  changed since the run was started: {file}: not the same text as its copy {kept}"]
     assert kept.read_text() == RECIPE
     assert run.status == "finished"
 
@@ -796,7 +796,7 @@ def test_weights_of_another_network_are_refused(make: Make, tmp_path: Path) -> N
 
 def test_weights_from_a_file_that_is_none(make: Make, tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"x.ckpt: damaged, or no checkpoint at all"):
+    with pytest.raises(UserError, match=r"x.ckpt: damaged, or not a checkpoint"):
         fit(make(), logs=tmp_path / "logs", weights=tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"y.ckpt: no such checkpoint"):
         load_weights(nn.Linear(1, 1), tmp_path / "y.ckpt")

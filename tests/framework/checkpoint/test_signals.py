@@ -20,13 +20,12 @@ import torch
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from framework import Core, Recipe, fit
-from framework.checkpoint import file as checkpoint_file
 from framework.checkpoint import signals
 from framework.checkpoint.file import read_checkpoint
 from framework.checkpoint.saving import Checkpoints
 from framework.checkpoint.signals import Signals
 from framework.cli import main as cli
-from framework.run.fit import Interrupted
+from framework.run.result import Interrupted
 from framework.run.summary import summarize
 from plugins.early_stopping import EarlyStopping
 from tests.children import at_call, in_child, send
@@ -188,7 +187,7 @@ def test_the_second_one_while_the_checkpoint_is_written(
     recipe: MakeRecipe, interrupt: Interrupt, tmp_path: Path
 ) -> None:
     interrupt(signal.SIGINT, Core, "training_step", 10)
-    interrupt(signal.SIGINT, checkpoint_file.os, "fsync", 3)  # a file and its folder by the end of the first epoch
+    interrupt(signal.SIGINT, os, "fsync", 3)  # a file and its folder by the end of the first epoch
     run = caught(lambda: fit(recipe(), logs=tmp_path, trainer={"max_epochs": 3})).run
     assert run.last_checkpoint is not None
     assert read_checkpoint(run.last_checkpoint)["global_step"] == 7
@@ -462,7 +461,7 @@ import sys
 import time
 
 from framework import fit
-from framework.run.fit import Interrupted
+from framework.run.result import Interrupted
 from slow import recipe
 
 if __name__ == "__main__":

@@ -218,9 +218,9 @@ def test_explain_takes_the_same_flags(run: Callable[..., tuple[int, str, str]], 
         ),
         (["--with", "mixup:alhpa=0.3"], "Mixup has no setting 'alhpa'; did you mean 'alpha'?"),
         (["--without", "mixup"], "--without mixup: the recipe has no plugin 'mixup'; known: input_noise, norm_penalty"),
-        (["--trainer.max_epcohs", "3"], "takes no such option; did you mean 'max_epochs'?"),
+        (["--trainer.max_epcohs", "3"], "has no such option; did you mean 'max_epochs'?"),
         (["--trainer.max_epochs", "many"], "--trainer.max_epochs many: max_epochs must be a whole number or None"),
-        (["--trainer.max_epochs"], "--trainer.max_epochs needs a value"),
+        (["--trainer.max_epochs"], "--trainer.max_epochs needs a value, such as --trainer.max_epochs=VALUE"),
     ],
 )
 def test_a_mistake_gets_one_line(

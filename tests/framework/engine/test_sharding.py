@@ -391,5 +391,5 @@ def test_an_error_of_one_rank_ends_the_run_and_writes_no_half_of_a_checkpoint(tm
 
 
 def test_a_checkpoint_in_parts_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a checkpoint in parts"), refusals():
+    with pytest.raises(UserError, match="a sharded checkpoint"), refusals():
         torch.load(tmp_path)

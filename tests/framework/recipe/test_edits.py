@@ -99,7 +99,7 @@ def test_plain_callbacks_are_named_by_their_class(edited: Callable[..., list[str
         ({"with_": [("psh", {})]}, "no plugin is called 'psh'; did you mean 'push'?"),
         ({"with_": [("push", {})]}, "--with push: Push needs a value for force, as in --with push:force=…"),
         ({"with_": [("push", {"froce": 1})]}, "--with push: Push has no setting 'froce'; did you mean 'force'?"),
-        ({"with_": [("pull", {})]}, "has a plugin of this name already; change that one by --set pull"),
+        ({"with_": [("pull", {})]}, "already has a plugin of this name; change it with --set pull"),
         ({"without": ["pulll"]}, "--without pulll: the recipe has no plugin 'pulll'; did you mean 'pull'?"),
     ],
 )

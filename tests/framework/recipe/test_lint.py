@@ -22,7 +22,7 @@ from framework.errors import UserError
 from framework.plugin import Plugin
 from framework.plugin.finding import Finding, LintWarning
 from framework.plugin.plan import Plan
-from framework.recipe.lint import lint, plan_of, report
+from framework.recipe.lint import lint, plan_of, raise_or_warn
 from framework.recipe.recipe import Recipe
 from framework.report.explain import explain
 from framework.run.fit import fit
@@ -291,7 +291,7 @@ def test_what_a_core_or_callback_of_the_users_logs_is_not_known(tell: Tell) -> N
 )
 def test_strength_zero(plugin: Plugin, settings: str, tell: Tell) -> None:
     name = plugin.name
-    assert tell(plugin) == [f"warning {name}: changes nothing with {settings}; take it out (--without {name})"]
+    assert tell(plugin) == [f"warning {name}: changes nothing with {settings}; remove it (--without {name})"]
 
 
 def test_the_strength_of_another_kind_is_not_meant(tell: Tell) -> None:
@@ -310,7 +310,7 @@ def test_the_strength_of_another_kind_is_not_meant(tell: Tell) -> None:
 )
 def test_moving_what_is_read_once(strength: str, plugin: Plugin, tell: Tell) -> None:
     (line,) = tell(StrengthSchedule(strength, end=0.1), plugin)
-    assert line.startswith(f"error strength_schedule: moves {strength}, which is read once, before the first step")
+    assert line.startswith(f"error strength_schedule: moves {strength}, which is read only before the first step")
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
@@ -361,7 +361,7 @@ def test_a_warning_is_one_line_and_can_be_filtered(recipe: Callable[..., Recipe]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", LintWarning)
-        report(findings(made), "recipe")
+        raise_or_warn(findings(made), "recipe")
 
 
 def test_ranks_above_zero_keep_quiet(recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,15 +370,15 @@ def test_ranks_above_zero_keep_quiet(recipe: Callable[..., Recipe], monkeypatch:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        report([Finding("warning", "wary", "odd")], "recipe")
+        raise_or_warn([Finding("warning", "wary", "odd")], "recipe")
         with pytest.raises(UserError, match="wary: wrong"):
-            report([Finding("error", "wary", "wrong")], "recipe")
+            raise_or_warn([Finding("error", "wary", "wrong")], "recipe")
 
 
 def test_explain_shows_errors_and_warnings(recipe: Callable[..., Recipe]) -> None:
     text = explain(recipe([Wary(["warning", "error"])])).split("\n\n")[-1]
     assert text == "Findings\n  error    wary  this is a matter of error\n  warning  wary  this is a matter of warning"
-    assert explain(recipe()).endswith("Findings\n  none: nothing is wrong or odd")
+    assert explain(recipe()).endswith("Findings\n  none")
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_before_any_of_this(recipe: Callable[..., Recipe]) -> None:

@@ -101,7 +101,7 @@ def test_a_missing_parameter_is_told(write: Callable[..., Path]) -> None:
             "defines no function recipe.*; did you mean 'recpie'?",
         ),
         ("recipe = 3", "b_recipe.py", "recipe is of type int; write it as a function"),
-        (SMALL, "c.d.py", "take the dot out of 'c.d'"),
+        (SMALL, "c.d.py", "rename it without the dot in 'c.d'"),
         (SMALL, "notes.txt", "a recipe is a Python file"),
         (SMALL, "json.py", "has the name of an installed module .*rename the recipe"),
         (SMALL, "framework.py", "has the name of an installed module .*rename the recipe"),

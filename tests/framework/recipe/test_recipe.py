@@ -44,7 +44,7 @@ def parts(data: Data, mlp: Callable[..., nn.Module]) -> dict[str, Any]:
         ({"metrics": {"a": 3}}, "'a' must be a torchmetrics.Metric; received 3"),
         (
             {"trainer": {"max_epoch": 3}},
-            "trainer.max_epoch: Lightning's Trainer takes no such option; did you mean 'max_e",
+            "trainer.max_epoch: Lightning's Trainer has no such option; did you mean 'max_e",
         ),
     ],
 )

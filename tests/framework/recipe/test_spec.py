@@ -1,4 +1,4 @@
-"""An order on top of what a run was ordered with."""
+"""A specification filled in from that of an earlier run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import mse_loss
 
 from framework import Data, Plugin, Recipe
 from framework.errors import UserError
-from framework.recipe.spec import Order
+from framework.recipe.spec import RunSpec
 from framework.settings import plain
 
 
@@ -37,15 +37,15 @@ def tiny(
     return Recipe(model, Data((torch.ones(4, 2), torch.ones(4, width))), loss=mse_loss, plugins=[Half(), Third()])
 
 
-def order(**given: Any) -> Order:
+def spec(**given: Any) -> RunSpec:
     names = ("seed", "parameters", "trainer", "settings")
     rest = {"with_": given.get("with_", ()), "without": given.get("without", ())}
-    return Order(tiny, *(given.get(name) for name in names), **rest, on_nonfinite=given.get("on_nonfinite"))
+    return RunSpec(tiny, *(given.get(name) for name in names), **rest, on_nonfinite=given.get("on_nonfinite"))
 
 
 def recorded(**given: Any) -> dict[str, Any]:
-    """Return what run.json holds of an order."""
-    record: dict[str, Any] = json.loads(json.dumps(plain(order(**given).record())))
+    """Return what run.json holds of a specification."""
+    record: dict[str, Any] = json.loads(json.dumps(plain(spec(**given).record())))
     return record
 
 
@@ -60,7 +60,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def test_an_order_that_says_nothing_takes_all_of_the_record() -> None:
-    new, old = order(), order(**EVERYTHING)
+    new, old = spec(), spec(**EVERYTHING)
     new.on_top_of(recorded(**EVERYTHING), training=True)
     ours, theirs = new.build(), old.build()
     assert ours.parameters == theirs.parameters == {**EVERYTHING["parameters"]}
@@ -72,7 +72,7 @@ def test_an_order_that_says_nothing_takes_all_of_the_record() -> None:
 
 
 def test_what_is_said_anew_goes_first() -> None:
-    new = order(
+    new = spec(
         seed=0, parameters={"width": 5}, trainer={"max_epochs": 9}, settings={"half.factor": 1.0}, on_nonfinite="stop"
     )
     new.on_top_of(recorded(**EVERYTHING), training=True)
@@ -84,13 +84,13 @@ def test_what_is_said_anew_goes_first() -> None:
 
 
 def test_an_evaluation_leaves_what_is_about_training() -> None:
-    new = order()
+    new = spec()
     new.on_top_of(recorded(**EVERYTHING), training=False)
     assert (new.seed, new.trainer, new.on_nonfinite) == (7, {}, "stop")
 
 
 def test_added_plugins_come_again_and_more_of_them_after() -> None:
-    new = order(with_=[("weight_noise", {"std": 0.5})])
+    new = spec(with_=[("weight_noise", {"std": 0.5})])
     new.on_top_of(recorded(with_=[("input_noise", {"std": 0.25})]), training=True)
     assert [plugin.name for plugin in new.build().plugins] == ["half", "third", "input_noise", "weight_noise"]
     assert new.build().plugins[2].declared_["std"] == 0.25
@@ -98,7 +98,7 @@ def test_added_plugins_come_again_and_more_of_them_after() -> None:
 
 def test_a_command_that_is_typed_once_more_adds_nothing_twice() -> None:
     again = {"with_": [("input_noise", {"std": 0.25})], "without": ["third"]}
-    new = order(**again)
+    new = spec(**again)
     new.on_top_of(recorded(**again), training=True)
     assert [plugin.name for plugin in new.build().plugins] == ["half", "input_noise"]
 
@@ -111,4 +111,4 @@ def test_options_that_are_objects_are_not_recorded() -> None:
 @pytest.mark.parametrize("seed", [True, -1, 0.5])
 def test_wrong_seeds(seed: Any) -> None:
     with pytest.raises(UserError, match="whole number"):
-        order(seed=seed)
+        spec(seed=seed)

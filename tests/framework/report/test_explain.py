@@ -9,11 +9,12 @@ from pytorch_lightning.callbacks import Timer
 from torch import Tensor, nn
 
 from framework.errors import UserError
+from framework.ops.patterns import parameter_counts
 from framework.plugin import Plugin
 from framework.plugin.hooks import HOOK_POINTS, RULES
 from framework.plugin.step import Step
 from framework.recipe.recipe import Recipe
-from framework.report.explain import explain, parameter_counts
+from framework.report.explain import explain
 
 
 class Tilt(Plugin):
@@ -72,7 +73,7 @@ def test_shows_settings_and_plain_callbacks(recipe: Callable[..., Recipe]) -> No
         "2",
         "timer",
         "Timer",
-        "a plain Lightning callback: hears Lightning's notices, answers nowhere",
+        "a plain Lightning callback, which implements no hook point",
     ]
 
 
@@ -82,11 +83,11 @@ def test_every_hook_point_is_told_and_lines_fit(recipe: Callable[..., Recipe]) -
     assert max(map(len, text.splitlines())) <= 120
     for point in HOOK_POINTS:
         assert point.name in text
-    assert "Nobody answers at prepare_model, " in text
+    assert "Hook points without a plugin: prepare_model, " in text
 
 
 def test_a_recipe_without_plugins_is_explained_too(recipe: Callable[..., Recipe]) -> None:
-    assert "Nobody answers at" in explain(recipe())
+    assert "Hook points without a plugin: " in explain(recipe())
 
 
 def test_broken_relations_and_patterns_are_told_as_in_training(recipe: Callable[..., Recipe]) -> None:

@@ -116,8 +116,8 @@ def test_settings_and_plugins_of_the_run_are_taken(file: Path, logs: Path) -> No
 @pytest.mark.parametrize(
     ("order", "words"),
     [
-        ({"ckpt": "bset"}, "ckpt='bset': no such checkpoint .*there are: best, last"),
-        ({"run": "nowhere"}, "nowhere is no run folder"),
+        ({"ckpt": "bset"}, "ckpt='bset': no such checkpoint .*this run has: best, last"),
+        ({"run": "nowhere"}, "nowhere is not a run's folder"),
         ({"logs": "elsewhere"}, "no run of 'small' in elsewhere"),
         ({"parameters": {"width": 5}}, r"checkpoint does not fit this network: .*model.0.weight"),
         ({"parameters": {"test": False}}, r"no test part: give Data\(test=...\)"),

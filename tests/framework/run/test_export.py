@@ -104,7 +104,7 @@ def test_a_run_is_written_as_it_was_handed_back(recipe: MakeRecipe, network: Any
     facts = export(run, tmp_path / "net.safetensors")
     assert same(load_file(tmp_path / "net.safetensors"), run.core.model.state_dict())
     assert (facts["epoch"], facts["step"]) == ("2", "14")
-    with pytest.raises(UserError, match=r"export\(run\): a finished run takes no further arguments but out and raw"):
+    with pytest.raises(UserError, match=r"export\(run\): a Run takes no further arguments but out and raw"):
         export(run, tmp_path / "net.safetensors", ckpt="best")
 
 

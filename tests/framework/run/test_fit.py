@@ -19,7 +19,7 @@ from framework import Recipe, Run, fit, validate
 from framework.data import Data
 from framework.errors import UserError
 from framework.plugin import Plugin
-from framework.run.fit import Interrupted
+from framework.run.result import Interrupted
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -169,7 +169,7 @@ def test_an_exit_of_the_users_own_is_no_ctrl_c(recipe: MakeRecipe, tmp_path: Pat
     [
         ({"accelerator": "gpu"}, "trainer options: .*gpu"),
         ({"accelerator": "abacus"}, "trainer options: .*abacus"),
-        ({"precision": "16-mixed"}, "trainer.precision='16-mixed': this machine has no device for it"),
+        ({"precision": "16-mixed"}, "trainer.precision='16-mixed': no device of this machine supports it"),
         ({"precision": "17"}, "trainer options: .*17"),
         ({"strategy": "telepathy"}, "trainer options: .*telepathy"),
         ({"max_epoch": 3}, "trainer.max_epoch: .*did you mean 'max_epochs'"),

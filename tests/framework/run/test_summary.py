@@ -11,10 +11,9 @@ from torch import nn
 
 from framework.data import Data
 from framework.engine.core import Core
-from framework.plugin.phase import PhaseRun
 from framework.recipe.recipe import Recipe
 from framework.run import summary
-from framework.run.fit import Run
+from framework.run.result import PhaseRun, Run
 from framework.run.summary import summarize
 
 

@@ -13,9 +13,9 @@ from framework import Core, Plugin, Step, UserError
 from framework.cli import main as cli
 from framework.plugin.registry import registered
 from framework.testing import CHECKS, TASKS, Case, Check, Status, cases_of, check_named, check_plugin
-from framework.testing.case import apart
+from framework.testing.case import isolated
 from framework.testing.compare import difference, same_bits
-from framework.testing.report import parted, plugin_class
+from framework.testing.report import plugin_class, split_target
 from plugins.input_noise import InputNoise
 from plugins.mixup import Mixup
 from plugins.norm_penalty import NormPenalty
@@ -239,7 +239,7 @@ def generators() -> list[object]:
 
 def test_runs_leave_generators_and_threads_as_they_were() -> None:
     before, threads = generators(), torch.get_num_threads()
-    with apart():
+    with isolated():
         torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
     check_named("undone")(cases_of(WeightNoise)[0]).require()
     assert same_bits(before, generators())
@@ -285,9 +285,9 @@ def test_command_prints_a_table_of_all_plugins_with_reasons(capsys: pytest.Captu
         (["wieght_noise"], "did you mean 'weight_noise'?"),
         (["weight_noise:sdt=1"], "WeightNoise has no setting 'sdt'; did you mean 'std'?"),
         (["weight_noise:std=1,kind"], "write 'kind' as FIELD=VALUE"),
-        (["weight_noise", "micr"], "there is no check 'micr'; did you mean 'micro'?"),
+        (["weight_noise", "micr"], "no such check: 'micr'; did you mean 'micro'?"),
         (["nowhere.at_all:Plugin"], "No module named 'nowhere'"),
-        (["framework:Step"], "this is no framework.Plugin class"),
+        (["framework:Step"], "not a subclass of framework.Plugin"),
     ],
 )
 def test_mistakes_on_the_command_line_are_told(args: list[str], message: str, capsys) -> None:
@@ -295,9 +295,9 @@ def test_mistakes_on_the_command_line_are_told(args: list[str], message: str, ca
     assert message in capsys.readouterr().err
 
 
-def test_targets_are_parted() -> None:
-    assert parted("sam") == ("sam", "")
-    assert parted("a:B:x=[1,2],y='a:b'") == ("a:B", "x=[1,2],y='a:b'")
+def test_targets_are_split_target() -> None:
+    assert split_target("sam") == ("sam", "")
+    assert split_target("a:B:x=[1,2],y='a:b'") == ("a:B", "x=[1,2],y='a:b'")
     assert plugin_class("plugins.mixup:Mixup") is Mixup
 
 
