@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from framework.data.batch import input_of, replace
 from framework.errors import UserError
-from framework.ops.transforms import Draws, RandomCrop, RandomFlip
+from framework.ops.draws import Draws
+from framework.ops.transforms import RandomCrop, RandomFlip
 from framework.plugin import Plugin
 from framework.plugin.step import Step
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from framework.data.batch import input_of, replace
 from framework.errors import UserError
-from framework.ops.transforms import Draws, RandomCutout, Size
+from framework.ops.draws import Draws
+from framework.ops.transforms import RandomCutout, Size
 from framework.plugin import Plugin
 from framework.plugin.step import Step
 from framework.settings import Probability
@@ -21,7 +22,7 @@ class Cutout(Plugin):
 
     with the square's centre uniform over the image's pixels, so that squares near the border are clipped and some image
     is seen more fully than others, which the source found to matter. The target stays. See
-    :func:`framework.ops.transforms.cutout`.
+    :func:`framework.ops.images.cutout`.
 
     Args:
         size: the square's side :math:`s` in pixels; a quarter to a half of the image's side (16 for CIFAR-10 and 8 for

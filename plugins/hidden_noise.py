@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from framework.ops.noise import NoiseKind, Rate, check_rate, disturbed
+from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.ops.patterns import Patterns
 from framework.plugin import Plugin
 from framework.plugin.step import Step

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from framework.data.batch import input_of, replace
 from framework.errors import UserError
-from framework.ops.noise import NoiseKind, Rate, check_rate, disturbed
+from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.plugin import Plugin
 from framework.plugin.step import Step
 from framework.settings import NonNegative

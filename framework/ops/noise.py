@@ -3,21 +3,11 @@ r"""Noise: the mathematics that plugins for inputs and for hidden layers share, 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from framework.errors import UserError
-from framework.settings import Bounds
-
-if TYPE_CHECKING:
-    from framework.ops.keyed import Stream
-    from framework.plugin.plugin import Plugin
-    from framework.plugin.step import Step
-
-NoiseKind = Literal["gaussian", "multiplicative", "masking"]
-Rate = Annotated[float, Bounds(low=0, high=1, open_high=True)]
+from framework.ops.keyed import Stream
 
 
 def normals(
@@ -93,54 +83,3 @@ def dropout_std(rate: float) -> float:
         1.0
     """
     return math.sqrt(rate / (1.0 - rate))
-
-
-def disturbed(
-    x: Tensor,
-    kind: NoiseKind,
-    std: float | Tensor | None,
-    rate: float | Tensor | None,
-    *,
-    plugin: Plugin,
-    step: Step,
-    who: str = "",
-    rescale: bool = False,
-) -> Tensor:
-    """Return ``x`` with noise drawn for each sample of the step; without noise ``x`` itself, and nothing is drawn.
-
-    Args:
-        x: floating-point tensor ``(samples, …)``.
-        kind: :func:`additive` (``"gaussian"``), :func:`multiplicative` or :func:`masked` (``"masking"``).
-        std: standard deviation of the first two kinds; a tensor where a compiled network reads it.
-        rate: the probability of the third; likewise.
-        plugin: who draws.
-        step: the step at hand.
-        who: tells several draws of one plugin in one step apart, such as a layer's name.
-        rescale: keep the mean under masking.
-    """
-    if kind == "masking":
-        if rate is None or _is_zero(rate):
-            return x
-        # not like x: rounded to half precision, a uniform draw falls below the rate with another probability
-        uniform = step.uniform(plugin, torch.empty_like(x, dtype=torch.float32), who)
-        return masked(x, rate, uniform, rescale=rescale)
-    if std is None or _is_zero(std):
-        return x
-    noise = step.normal(plugin, x, who)
-    return additive(x, std, noise) if kind == "gaussian" else multiplicative(x, std, noise)
-
-
-def _is_zero(strength: float | Tensor) -> bool:
-    return not isinstance(strength, Tensor) and not strength  # to look into a tensor would break a compiled graph
-
-
-def check_rate(who: str, kind: NoiseKind, rate: float | None) -> None:
-    """Refuse masking without a rate, and a rate without masking.
-
-    Raises:
-        UserError: naming class, arguments and what to do.
-    """
-    if kind == "masking" and rate is None:
-        raise UserError(f"{who}(kind='masking', rate=None): give rate=, the probability of an entry to become 0")
-    if kind != "masking" and rate is not None:
-        raise UserError(f"{who}(kind={kind!r}, rate={rate!r}): rate belongs to kind='masking'; use std= or change kind")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from framework.ops.draws import Source
 from framework.ops.keyed import Kind
 
-if TYPE_CHECKING:
-    from framework.plugin.step import Step
-
-_STEPS: weakref.WeakValueDictionary[int, Step] = weakref.WeakValueDictionary()
+_STEPS: weakref.WeakValueDictionary[int, Source] = weakref.WeakValueDictionary()
 _TOKENS = itertools.count()
 
 
-def register(step: Step) -> int:
+def register(step: Source) -> int:
     """Return a number by which a compiled graph finds the step at hand again."""
     token = next(_TOKENS)
     _STEPS[token] = step
