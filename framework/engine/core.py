@@ -17,7 +17,8 @@ from torchmetrics import Metric
 
 from framework.checkpoint.file import FORMAT, check_format
 from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
-from framework.data.data import Data, EvalLoader, TrainLoader, Window
+from framework.data.data import Data
+from framework.data.loaders import EvalLoader, TrainLoader, Window
 from framework.engine.forward import Again
 from framework.engine.gradient import Gradient
 from framework.engine.recorder import Entry, Recorder

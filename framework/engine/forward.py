@@ -12,7 +12,7 @@ from framework.data.batch import Outcome
 from framework.ops.buffers import keep_buffers
 
 if TYPE_CHECKING:
-    from framework.data.data import Window
+    from framework.data.loaders import Window
     from framework.engine.core import Core
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from framework.data.batch import Outcome, size_of
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.nonfinite import tell
 from framework.engine.sharding import check_shards
 from framework.errors import NonFiniteError, UserError

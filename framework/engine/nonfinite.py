@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from framework.data.batch import MixedTarget, input_of, size_of, target_of
-from framework.data.data import TrainLoader
+from framework.data.loaders import TrainLoader
 from framework.errors import NonFiniteError, UserError
 from framework.ops.patterns import is_norm
 from framework.ops.shards import is_sharded, locals_of

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.gradient import has_own, listeners, named_terms, without_autocast
 from framework.engine.stepper import Stepper
 from framework.errors import UserError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from framework.data.data import length_of
+from framework.data.parts import length_of
 from framework.engine.core import Core
 from framework.errors import did_you_mean
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from framework.data.data import length_of
+from framework.data.parts import length_of
 from framework.plugin.hooks import HOOK_POINTS, RULES
 from framework.plugin.plugin import Plugin, overrides
 from framework.plugin.relations import check_relations, relations_of

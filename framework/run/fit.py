@@ -26,7 +26,7 @@ from framework.checkpoint.resume import (
     tell,
 )
 from framework.checkpoint.signals import Signals, Stopped
-from framework.data.data import length_of
+from framework.data.parts import length_of
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.core import Core
 from framework.engine.gradient import named_terms
 from framework.plugin.plugin import Plugin
