@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,6 @@ from framework.ops.draws import Draws
 from framework.ops.transforms import RandomCrop, RandomFlip
 from framework.plugin import Plugin
 from framework.plugin.step import Step
-
-# albumentations opens a connection to look for a newer release when it is imported, unless told not to
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 @contextlib.contextmanager

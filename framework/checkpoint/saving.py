@@ -13,8 +13,8 @@ from pytorch_lightning.callbacks import Checkpoint
 from framework.checkpoint.events import sizes_of
 from framework.checkpoint.file import CheckpointFiles, link
 from framework.checkpoint.signals import Signals, Stopped
-from framework.engine.nonfinite import finite_weights
 from framework.errors import NonFiniteError, UserError, did_you_mean
+from framework.ops.finite import finite_weights
 
 if TYPE_CHECKING:
     from framework.engine.core import Core
@@ -172,7 +172,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer, *, last: bool = True) -> None:
         """Write one file and give it its names; all ranks have to ask."""
         core = cast("Core", trainer.lightning_module)
-        if weight := finite_weights(core):
+        if weight := finite_weights(core.model):
             raise NonFiniteError(
                 f"step {core.at.index}: the weight {weight!r} is not finite, so no checkpoint was written;"
                 f" {NonFiniteError.ADVICE}"

@@ -14,54 +14,11 @@ from torch.utils.hooks import RemovableHandle
 from framework.data.batch import MixedTarget, input_of, size_of, target_of
 from framework.data.loaders import TrainLoader
 from framework.errors import NonFiniteError, UserError
-from framework.ops.patterns import is_norm
-from framework.ops.shards import is_sharded, locals_of
+from framework.ops.finite import finite_weights
+from framework.ops.shards import is_sharded
 
 if TYPE_CHECKING:
     from framework.engine.core import Core
-
-
-@torch.no_grad()
-def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the first tensor with an entry that is infinite or not a number, None where there is none.
-
-    One number is read from the device, however many tensors there are. Where one is sharded, all ranks have to ask.
-    """
-    named = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
-    # the strided entries of a sparse tensor; no entry has no largest one
-    parts = zip(named, locals_of(named.values()), strict=True)
-    entries = {name: values for name, t in parts if (values := t._values() if t.is_sparse else t).numel()}
-    flags = torch.zeros(len(named), dtype=torch.bool)
-    if entries:
-        largest = torch._foreach_norm(list(entries.values()), torch.inf)
-        torch._foreach_mul_(largest, 0.0)  # zero, or no number
-        read = torch.stack([value.float() for value in largest]).isnan().tolist()
-        told = dict(zip(entries, read, strict=True))
-        flags = torch.tensor([told.get(name, False) for name in named])
-    if any(is_sharded(t) for t in named.values()):
-        device = next(iter(entries.values())).device if entries else torch.get_default_device()
-        shared = flags.to(device, torch.float32)
-        torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
-        flags = shared.cpu() > 0
-    return next((name for name, flag in zip(named, flags.tolist(), strict=True) if flag), None)
-
-
-def finite_weights(core: Core) -> str | None:
-    """Return the name of the first weight of the network that is not finite, None where all are.
-
-    Running statistics of normalization layers count as weights: they outlive the batch that spoiled them. Other buffers
-    may be infinite by intent, such as masks. Where parameters are sharded, all ranks have to ask.
-
-    Args:
-        core: whose network is looked at.
-    """
-    statistics = {
-        f"{layer}.{name}" if layer else name: buffer
-        for layer, module in core.model.named_modules()
-        if is_norm(module)
-        for name, buffer in module.named_buffers(recurse=False)
-    }
-    return first_not_finite({**dict(core.model.named_parameters()), **statistics})
 
 
 def tell(core: Core, raw: Any, terms: Mapping[str, Tensor], objective: Tensor) -> str:
@@ -88,7 +45,7 @@ def tell(core: Core, raw: Any, terms: Mapping[str, Tensor], objective: Tensor) -
 
 def _weight(core: Core) -> str:
     """Tell of a weight that is not finite, and whether an edit made it so."""
-    name = finite_weights(core) if core.at.world == 1 or not _evaluates_together(core) else None
+    name = finite_weights(core.model) if core.at.world == 1 or not _evaluates_together(core) else None
     if name is None:
         return ""
     weight = dict(core.model.named_parameters()).get(name)

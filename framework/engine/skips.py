@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.engine.nonfinite import finite_weights, first_not_finite
 from framework.errors import NonFiniteError, UserError
 from framework.ops.buffers import keep_buffers
+from framework.ops.finite import finite_weights, first_not_finite
 from framework.ops.shards import is_sharded
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Skips:
         self._put_buffers_back()
         core.recorder.release(keep=False)
         core.at.records = {}
-        name = finite_weights(core)
+        name = finite_weights(core.model)
         if name is not None:
             raise NonFiniteError(
                 f"step {core.at.index}: {name!r} is not finite since an earlier update, and no batch that is left out"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Union
 
 from torch import nn
@@ -109,8 +109,3 @@ def is_weight(layer: nn.Module, name: str, parameter: nn.Parameter) -> bool:
 def is_norm(layer: nn.Module) -> bool:
     """Tell whether a layer normalizes."""
     return isinstance(layer, _NORMS)
-
-
-def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """Return the first of the patterns that matches ``name``."""
-    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)
