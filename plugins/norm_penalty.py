@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -14,21 +11,15 @@ from torch import Tensor
 
 from framework.errors import UserError, some
 from framework.ops.patterns import Patterns, select_weights
+from framework.ops.proximal import Groups, group_norms, shrink, shrink_groups
 from framework.ops.shards import completed, laid_out_as
-from framework.plugin import Plugin
-from framework.plugin.finding import Finding
+from framework.ops.weights import Weights, split_by_pattern
+from framework.plugin import Finding, Plugin, Step
 from framework.settings import Bounds, NonNegative, Probability
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from framework.engine.core import Core
+    from framework import Core
     from framework.plugin.plan import Plan
-    from framework.plugin.step import Step
-
-Groups = Literal["rows", "columns"]
-
-_IN_CACHE = 1 << 17
 
 
 def norm(weights: list[Tensor], p: float) -> Tensor:
@@ -64,7 +55,7 @@ def group_norm(weights: list[Tensor], groups: Groups) -> Tensor:
 
     .. math:: \Omega(w) = \sum_g \sqrt{n_g}\, \|w_g\|_2, \qquad n_g = \text{entries of group } g
     """
-    return torch.stack([lengths.sum() for lengths in _group_norms(weights, groups, weigh=True)]).sum()
+    return torch.stack([lengths.sum() for lengths in group_norms(weights, groups, weigh=True)]).sum()
 
 
 def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, groups: Groups) -> None:
@@ -72,94 +63,9 @@ def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: fl
 
     .. math:: (\nabla\Omega)_g = \sqrt{n_g}\, \frac{w_g}{\|w_g\|_2}, \qquad 0 \text{ at } w_g = 0
     """
-    lengths = _group_norms(weights, groups, weigh=False)
+    lengths = group_norms(weights, groups, weigh=False)
     torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
     torch._foreach_addcdiv_(gradients, weights, lengths, value=alpha)
-
-
-def shrink(weights: list[Tensor], l1: float, l2: float = 0.0) -> None:
-    r"""Take the proximal step of :math:`\lambda_1\|w\|_1 + \tfrac{\lambda_2}2\|w\|_2^2` in place: soft thresholding.
-
-    .. math:: w_i \leftarrow \frac{\operatorname{sign}(w_i)\,\max(|w_i| - \lambda_1, 0)}{1 + \lambda_2}
-
-    Example:
-        >>> w = torch.tensor([3.0, -0.5, -2.0])
-        >>> shrink([w], 1.0); w.tolist()
-        [2.0, 0.0, -1.0]
-    """
-    # w - clip(w, -t, t): three passes, and exact zeros, where sign(w) max(|w| - t, 0) takes five
-    clipped = torch._foreach_clamp_min(weights, -l1)
-    torch._foreach_clamp_max_(clipped, l1)
-    torch._foreach_sub_(weights, clipped)
-    if l2:
-        torch._foreach_div_(weights, 1 + l2)
-
-
-def shrink_groups(weights: list[Tensor], threshold: float, groups: Groups) -> None:
-    r"""Take the proximal step of :math:`\lambda\sum_g\sqrt{n_g}\|w_g\|_2` in place: whole groups become zero.
-
-    .. math:: w_g \leftarrow w_g \max\Bigl(1 - \frac{\lambda\sqrt{n_g}}{\|w_g\|_2},\, 0\Bigr)
-    """
-    factors = _group_norms(weights, groups, weigh=False)
-    torch._foreach_clamp_min_(factors, torch.finfo(factors[0].dtype).tiny)
-    torch._foreach_reciprocal_(factors)
-    torch._foreach_mul_(factors, -threshold)
-    torch._foreach_add_(factors, 1.0)
-    torch._foreach_clamp_min_(factors, 0.0)
-    torch._foreach_mul_(weights, factors)
-
-
-def _group_norms(weights: list[Tensor], groups: Groups, *, weigh: bool) -> list[Tensor]:
-    r"""Return :math:`\sqrt{n_g}\|w_g\|` (weighed) or :math:`\|w_g\| / \sqrt{n_g}`, shaped to broadcast."""
-    kept = 0 if groups == "rows" else 1
-    # torch has no foreach reduction along a dimension: the one loop over tensors here
-    norms = [torch.linalg.vector_norm(w, dim=[d for d in range(w.ndim) if d != kept], keepdim=True) for w in weights]
-    root = [(w.numel() / w.shape[kept]) ** (0.5 if weigh else -0.5) for w in weights]
-    return list(torch._foreach_mul(completed(norms), root))
-
-
-@dataclasses.dataclass
-class _Part:
-    """The weights that share one strength; ``start`` is empty where the penalty is around zero."""
-
-    pattern: str
-    names: list[str]
-    weights: list[Tensor]
-    start: list[Tensor] = dataclasses.field(default_factory=list)
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each weight with its name."""
-        return zip(self.names, self.weights, strict=True)
-
-    def offset(self) -> list[Tensor]:
-        """Return w - w₀: the weights themselves, or a new list of differences."""
-        return list(torch._foreach_sub(self.weights, self.start)) if self.start else self.weights
-
-    def only(self, chosen: Sequence[bool]) -> _Part:
-        """Return the part with the chosen weights alone."""
-        names, weights, start = self.names, self.weights, self.start
-        return _Part(self.pattern, [*compress(names, chosen)], [*compress(weights, chosen)], [*compress(start, chosen)])
-
-    def trained(self) -> _Part:
-        """Return the part without frozen weights, each with a gradient."""
-        for weight in self.weights:
-            if weight.grad is None and weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-        return self.only([weight.grad is not None for weight in self.weights])
-
-    def cut(self, limit: float) -> Iterator[_Part]:
-        """Yield parts of about ``limit`` entries, or of one weight that has more."""
-        low, size = 0, 0
-        for high, weight in enumerate(self.weights):
-            if high > low and size + weight.numel() > limit:
-                yield self._between(low, high)
-                low, size = high, 0
-            size += weight.numel()
-        if self.weights:
-            yield self._between(low, len(self.weights))
-
-    def _between(self, low: int, high: int) -> _Part:
-        return _Part(self.pattern, self.names[low:high], self.weights[low:high], self.start[low:high])
 
 
 class NormPenalty(Plugin):
@@ -254,10 +160,16 @@ class NormPenalty(Plugin):
 
     def attach(self, core: Core) -> None:
         """Resolve the patterns and remember the starting point."""
-        chosen = self._select(core.model)
-        self.shares_: list[tuple[int, _Part]] | None = None
-        self.pieces_: list[_Part] | None = None
-        self.parts_ = [_Part(pattern, list(named), [*named.values()]) for pattern, named in chosen.items()]
+        who = f"NormPenalty(weights={self.weights!r})"
+        chosen = select_weights(core.model, self.weights, who=who, biases=self.biases)
+        if isinstance(self.alpha, dict):
+            self.parts_ = split_by_pattern(
+                core.model, chosen, self.alpha, who="NormPenalty(alpha=)", biases=self.biases
+            )
+        else:
+            self.parts_ = [Weights("", list(chosen), [*chosen.values()])]
+        self.shares_: list[tuple[int, Weights]] | None = None
+        self.pieces_: list[Weights] | None = None
         if self.around == "start":
             self._start_at({name: w.detach().clone() for part in self.parts_ for name, w in part.named()})
 
@@ -270,22 +182,6 @@ class NormPenalty(Plugin):
         for part in self.parts_:
             part.start = [laid_out_as(start[name].to(weight), weight) for name, weight in part.named()]
         self.shares_ = self.pieces_ = None
-
-    def _select(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Return the weights by name, by the pattern that gives them their strength."""
-        chosen = select_weights(model, self.weights, who=f"NormPenalty(weights={self.weights!r})", biases=self.biases)
-        if not isinstance(self.alpha, dict):
-            return {"": chosen}
-        selected: dict[str, dict[str, nn.Parameter]] = {}
-        for pattern in self.alpha:
-            found = select_weights(model, pattern, who="NormPenalty(alpha=)", biases=self.biases)
-            selected[pattern] = {name: chosen.pop(name) for name in found if name in chosen}
-            if not selected[pattern]:
-                raise UserError(
-                    f"NormPenalty(alpha=): pattern {pattern!r} gets no weight that is left; the first match holds, so"
-                    " move it up, or widen weights="
-                )
-        return selected
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
         """Tell L2 beside the optimizer's decay, and a norm that another plugin adds as well."""
@@ -317,7 +213,7 @@ class NormPenalty(Plugin):
         parts = [(part, self._strength(part)) for part in self.parts_]
         return {name: (weight, alpha) for part, alpha in parts if alpha for name, weight in part.named()}
 
-    def _strength(self, part: _Part) -> float:
+    def _strength(self, part: Weights) -> float:
         return self.scale * (self.alpha[part.pattern] if isinstance(self.alpha, dict) else self.alpha)
 
     def weight_penalty(self, step: Step) -> Tensor:
@@ -340,18 +236,13 @@ class NormPenalty(Plugin):
         if self.proximal:
             return
         if self.pieces_ is None:
-            self.pieces_ = [piece for part in self.parts_ for piece in part.cut(self._limit())]
+            self.pieces_ = [piece for part in self.parts_ for piece in part.cut()]
         for part in self.pieces_:
             alpha = self._strength(part)
             if alpha:  # strength 0 is absence, to the bit: not even 0 is added
                 self._add_gradient(part, alpha)
 
-    def _limit(self) -> float:
-        """Return how many entries to work on at once."""
-        # several passes over what stays in a processor's cache cost half of passes over everything in turn
-        return _IN_CACHE if all(part.weights[0].device.type == "cpu" for part in self.parts_) else math.inf
-
-    def _add_gradient(self, part: _Part, alpha: float) -> None:
+    def _add_gradient(self, part: Weights, alpha: float) -> None:
         gradients = [weight.grad for weight in part.weights]
         if any(gradient is None for gradient in gradients):
             part = part.trained()
@@ -359,7 +250,7 @@ class NormPenalty(Plugin):
         if gradients:
             self._add_slope(cast(list[Tensor], gradients), part, alpha)
 
-    def _add_slope(self, gradients: list[Tensor], part: _Part, alpha: float) -> None:
+    def _add_slope(self, gradients: list[Tensor], part: Weights, alpha: float) -> None:
         if self.groups is not None:
             add_group_gradient(gradients, part.offset(), alpha, self.groups)
         elif self.l1_ratio is not None:
@@ -379,20 +270,14 @@ class NormPenalty(Plugin):
         assert step.optimizer is not None
         groups = step.optimizer.param_groups
         if self.shares_ is None:
-            owner = {id(weight): index for index, group in enumerate(groups) for weight in group["params"]}
-            owned = [[owner.get(id(weight)) for weight in part.weights] for part in self.parts_]
-            self.shares_ = [
-                (index, piece)
-                for part, owners in zip(self.parts_, owned, strict=True)
-                for index in sorted({who for who in owners if who is not None})
-                for piece in part.only([who == index for who in owners]).cut(self._limit())
-            ]
+            owned = [share for part in self.parts_ for share in part.by_group(groups)]
+            self.shares_ = [(index, piece) for index, share in owned for piece in share.cut()]
         for index, part in self.shares_:
             amount = float(groups[index]["lr"]) * self._strength(part)
             if amount:
                 self._shrink(part, amount)
 
-    def _shrink(self, part: _Part, amount: float) -> None:
+    def _shrink(self, part: Weights, amount: float) -> None:
         offset = part.offset()
         if self.groups is not None:
             shrink_groups(offset, amount, self.groups)
