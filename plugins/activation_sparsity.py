@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from framework.errors import UserError
 from framework.ops.patterns import Patterns, select_layers
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import Bounds, NonNegative, PositiveInt
 
 if TYPE_CHECKING:
-    from framework.engine.core import Core
+    from framework import Core
 
 SparsityKind = Literal["l1", "kl", "k_winners"]
 OpenRate = Annotated[float, Bounds(low=0, high=1, open_low=True, open_high=True)]

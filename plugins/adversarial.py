@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from framework import Core, Plugin, Step, UserError
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.settings import NonNegative, Positive, PositiveInt
 
 

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.errors import UserError
 from framework.ops.draws import Draws
 from framework.ops.transforms import RandomCrop, RandomFlip
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 
 
 @contextlib.contextmanager

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.batch import MixedTarget, input_of, replace, target_of
+from framework.data import MixedTarget, input_of, replace, target_of
 from framework.errors import UserError
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative, Probability
 
 Box = tuple[slice, slice]

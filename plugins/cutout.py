@@ -6,12 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.errors import UserError
 from framework.ops.draws import Draws
 from framework.ops.transforms import RandomCutout, Size
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import Probability
 
 

@@ -11,12 +11,10 @@ from typing import Any, Literal, NamedTuple
 import pytorch_lightning as pl
 import torch
 
-from framework.engine.core import Core
+from framework import Core
 from framework.errors import UserError, did_you_mean
 from framework.ops.snapshot import Snapshot
-from framework.plugin import Plugin
-from framework.plugin.finding import Finding
-from framework.plugin.phase import Phase
+from framework.plugin import Finding, Phase, Plugin
 from framework.plugin.plan import Plan
 from framework.settings import NonNegative, PositiveInt
 

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.ops.patterns import Patterns
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative
 
 if TYPE_CHECKING:
-    from framework.engine.core import Core
+    from framework import Core
 
 
 class HiddenNoise(Plugin):

@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.errors import UserError
 from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative
 
 

@@ -17,12 +17,11 @@ from framework.ops.clip import clip_by_norm_
 from framework.ops.muon import Muon
 from framework.ops.patterns import Patterns, is_weight, select_weights
 from framework.ops.shards import whole
-from framework.plugin import Plugin
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative, Positive
 
 if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.step import Step
+    from framework import Core
 
 _log = logging.getLogger(__name__)
 _OWN = ("lr", "weight_decay", "fused")

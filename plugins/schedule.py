@@ -13,12 +13,11 @@ import torch
 from torch.optim import lr_scheduler
 
 from framework.errors import UserError, did_you_mean
-from framework.plugin import Plugin
-from framework.plugin.finding import Finding
+from framework.plugin import Finding, Plugin
 from framework.settings import Bounds, NonNegative, Positive, PositiveInt, Probability
 
 if TYPE_CHECKING:
-    from framework.engine.core import Core
+    from framework import Core
     from framework.plugin.plan import Plan
 
 Span = Annotated[int, Bounds(low=0)] | Probability

@@ -8,12 +8,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from framework.errors import UserError, did_you_mean
-from framework.plugin import Plugin, overrides
+from framework.plugin import Plugin, Step, overrides
 from framework.settings import Bounds, Probability, check_settings
 
 if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.step import Step
+    from framework import Core
 
 Kind = Literal["linear", "cosine", "exponential", "jump"]
 Span = Annotated[int, Bounds(low=0)] | Probability

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from framework import Core, Plugin, Step
-from framework.data.batch import input_of
+from framework.data import input_of
 from framework.ops.shards import copy_into, laid_out_as, locals_of
-from framework.plugin.finding import Finding
+from framework.plugin import Finding
 from framework.plugin.plan import Plan
 from framework.settings import PositiveInt, Probability
 

@@ -13,13 +13,11 @@ from framework.errors import some
 from framework.ops.noise import normals
 from framework.ops.patterns import Patterns, is_norm, select_weights
 from framework.ops.shards import is_sharded, laid_out_as, locals_of
-from framework.plugin import Plugin, overrides
-from framework.plugin.finding import Finding
-from framework.plugin.step import Step
+from framework.plugin import Finding, Plugin, Step, overrides
 from framework.settings import NonNegative
 
 if TYPE_CHECKING:
-    from framework.engine.core import Core
+    from framework import Core
     from framework.plugin.plan import Plan
 
 _IN_CACHE, _IN_MEMORY = 1 << 17, 1 << 24
