@@ -1,4 +1,4 @@
-"""Draws per sample that consumers such as plugins take from the step at hand."""
+"""Random draws per sample, taken from the current step by consumers such as plugins."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Rate = Annotated[float, Bounds(low=0, high=1, open_high=True)]
 
 
 class Consumer(Protocol):
-    """An object that draws random numbers, such as a plugin; its name keys them."""
+    """Anything that draws random numbers, such as a plugin; its name is part of their key."""
 
     name: str
 
 
 class Source(Protocol):
-    """An object that random numbers are drawn from: :class:`framework.plugin.Step`, which documents the methods."""
+    """The source of the draws: what :class:`framework.plugin.Step` provides, which documents the methods."""
 
     @property
     def plugins(self) -> Mapping[str, Any]:
@@ -41,12 +41,12 @@ class Source(Protocol):
 
 
 class Draws:
-    """The draws of one transform in one micro-batch: a row a sample, whichever way the step's batch is split.
+    """The draws of one transform in one micro-batch: one row per sample, however the step's batch is split.
 
     Args:
-        step: the step at hand.
-        plugin: who draws.
-        who: tells the transforms of one plugin apart.
+        step: the current step.
+        plugin: the consumer of the draws.
+        who: distinguishes several transforms of one plugin.
     """
 
     def __init__(self, step: Source, plugin: Consumer, who: str = "") -> None:
@@ -78,22 +78,22 @@ def disturbed(
     who: str = "",
     rescale: bool = False,
 ) -> Tensor:
-    """Return ``x`` with noise drawn for each sample of the step; without noise ``x`` itself, and nothing is drawn.
+    """Return ``x`` with noise drawn for each sample; at strength zero nothing is drawn and ``x`` itself is returned.
 
     Args:
         x: floating-point tensor ``(samples, …)``.
         kind: :func:`additive` (``"gaussian"``), :func:`multiplicative` or :func:`masked` (``"masking"``).
-        std: standard deviation of the first two kinds; a tensor where a compiled network reads it.
-        rate: the probability of the third; likewise.
-        plugin: who draws.
-        step: the step at hand.
-        who: tells several draws of one plugin in one step apart, such as a layer's name.
-        rescale: keep the mean under masking.
+        std: standard deviation of the first two kinds; a tensor inside a compiled network.
+        rate: masking probability of the third kind; a tensor inside a compiled network.
+        plugin: the consumer of the draws.
+        step: the current step.
+        who: distinguishes several draws of one plugin in one step, such as a layer's name.
+        rescale: preserve the mean under masking.
     """
     if kind == "masking":
         if rate is None or _is_zero(rate):
             return x
-        # not like x: rounded to half precision, a uniform draw falls below the rate with another probability
+        # in float32: a uniform draw rounded to half precision falls below the rate with another probability
         uniform = step.uniform(plugin, torch.empty_like(x, dtype=torch.float32), who)
         return masked(x, rate, uniform, rescale=rescale)
     if std is None or _is_zero(std):
@@ -103,16 +103,21 @@ def disturbed(
 
 
 def _is_zero(strength: float | Tensor) -> bool:
-    return not isinstance(strength, Tensor) and not strength  # to look into a tensor would break a compiled graph
+    return not isinstance(strength, Tensor) and not strength  # reading a tensor's value would break a compiled graph
 
 
 def check_rate(who: str, kind: NoiseKind, rate: float | None) -> None:
-    """Refuse masking without a rate, and a rate without masking.
+    """Check that masking has a rate, and that no other kind has one.
+
+    Args:
+        who: the class that the error names.
+        kind: the kind of noise.
+        rate: the masking probability, or None.
 
     Raises:
-        UserError: naming class, arguments and what to do.
+        UserError: if kind and rate do not fit together.
     """
     if kind == "masking" and rate is None:
-        raise UserError(f"{who}(kind='masking', rate=None): give rate=, the probability of an entry to become 0")
+        raise UserError(f"{who}(kind='masking', rate=None): give rate=, the probability that an entry becomes 0")
     if kind != "masking" and rate is not None:
         raise UserError(f"{who}(kind={kind!r}, rate={rate!r}): rate belongs to kind='masking'; use std= or change kind")

@@ -1,4 +1,4 @@
-r"""Noise: the mathematics that plugins for inputs and for hidden layers share, and normals for weights."""
+"""Pure functions of noise: additive, multiplicative, masking; and keyed normal numbers in pieces."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from framework.ops.keyed import Stream
 def normals(
     stream: Stream, *where: int, room: int, start: int, size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    r"""Return draws from :math:`\mathcal N(0, 1)` in float32: numbers ``start`` to ``start + size`` of a vector.
+    r"""Return entries ``start`` to ``start + size`` of a keyed vector of :math:`\mathcal N(0, 1)` draws, in float32.
 
-    On a CPU they are those of :meth:`framework.ops.keyed.Stream.of_step` (of its ``normals``, where they belong to more
-    than the step), so that the vector is the same however it is cut. Elsewhere torch's generator of the device draws
-    them, keyed by ``start`` as well.
+    On a CPU the vector is the same however it is cut: it comes from :meth:`framework.ops.keyed.Stream.of_step`, or from
+    ``Stream.normals`` where ``where`` names more than the step. On other devices torch's generator draws each piece,
+    keyed by ``start`` as well.
 
     Args:
-        stream: who draws.
+        stream: the random stream of the consumer.
         *where: step, micro-batch, rank, …
-        room: how long the vector is.
-        start: number of the first.
-        size: how many.
-        device: where they are made.
+        room: length of the vector.
+        start: index of the first entry.
+        size: number of entries.
+        device: device of the result.
     """
     if torch.device(device).type == "cpu":
         if len(where) == 1:
@@ -35,7 +35,7 @@ def normals(
 
 
 def additive(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
-    r"""Return :math:`x + \sigma\varepsilon`.
+    r"""Add noise: :math:`x + \sigma\varepsilon`.
 
     Example:
         >>> additive(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
@@ -45,7 +45,7 @@ def additive(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
 
 
 def multiplicative(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
-    r"""Return :math:`x (1 + \sigma\varepsilon)`.
+    r"""Multiply by noise around 1: :math:`x (1 + \sigma\varepsilon)`.
 
     Example:
         >>> multiplicative(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
@@ -55,13 +55,13 @@ def multiplicative(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
 
 
 def masked(x: Tensor, rate: float | Tensor, uniform: Tensor, *, rescale: bool = False) -> Tensor:
-    r"""Return :math:`x\,\mathbb 1[u \ge p]`, over :math:`1 - p` where the mean is to be kept.
+    r"""Set random entries to zero: :math:`x\,\mathbb 1[u \ge p]`, divided by :math:`1 - p` on request.
 
     Args:
         x: a tensor.
-        rate: the probability :math:`p` of an entry to become 0.
+        rate: the probability :math:`p` that an entry becomes 0.
         uniform: draws :math:`u` from [0, 1), shaped like ``x``.
-        rescale: divide what is kept by :math:`1 - p`, as dropout does.
+        rescale: divide the entries that are kept by :math:`1 - p`, as dropout does, which preserves the mean.
 
     Example:
         >>> masked(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([0.4, 0.5]), rescale=True).tolist()

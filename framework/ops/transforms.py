@@ -1,4 +1,4 @@
-"""Random transforms of batches of images, vectorized over samples; each sample gets draws of its own.
+"""Random transforms of batches of images, vectorized over samples; each sample gets its own draws.
 
 A transform is any callable ``(x, draws)``: ``x`` has shape ``(samples, …)``, ``draws`` is a
 :class:`framework.ops.draws.Draws`. Those here take images ``(samples, channels, height, width)`` and call the functions
@@ -27,10 +27,10 @@ Size = Annotated[int, Bounds(low=0)]
 
 @dataclasses.dataclass(frozen=True)
 class BatchTransform(ABC):
-    """A transform of a batch whose settings are typed fields; a subclass says how it is called.
+    """Base class of the transforms here: a frozen dataclass whose settings are checked against their types.
 
     Raises:
-        UserError: where a setting is of the wrong type or out of bounds.
+        UserError: if a setting has the wrong type or is out of bounds.
     """
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class BatchTransform(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the samples ``x``, changed."""
+        """Return the transformed samples."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RandomFlip(BatchTransform):
     """Mirror each image with a probability; see :func:`flip`.
 
     Args:
-        probability: of each image to be mirrored.
+        probability: probability that an image is mirrored.
         axis: ``"horizontal"`` swaps left and right, ``"vertical"`` top and bottom.
 
     Example:
@@ -58,23 +58,23 @@ class RandomFlip(BatchTransform):
     axis: Literal["horizontal", "vertical"] = "horizontal"
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the images, some of them mirrored."""
+        """Return the images, a random subset of them mirrored."""
         return flip(x, draws.uniform(x, 1)[:, 0] < self.probability, -1 if self.axis == "horizontal" else -2)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop(BatchTransform):
-    """Pad each image and cut a window out of it, all places as likely; see :func:`crop`.
+    """Pad each image and cut a window out of it, all positions equally likely; see :func:`crop`.
 
-    Where the window is as large as the image this moves each image by up to ``padding`` pixels.
+    With a window of the image's size this shifts each image by up to ``padding`` pixels.
 
     Args:
-        padding: pixels on each side; 4 for 32 x 32 photographs, 2 for 28 x 28 drawings.
-        size: height and width of the window, None for the image's own.
-        fill: what is padded: zeros, the image's mirror image or its border.
+        padding: pixels on each side; 4 is usual for 32 x 32 photographs, 2 for 28 x 28 drawings.
+        size: height and width of the window, None for those of the image.
+        fill: what the padding holds: zeros, the mirrored image or the border pixels.
 
     Raises:
-        UserError: where the window is larger than the padded image, or the padding too large for a mirror image.
+        UserError: if the window is larger than the padded image, or the padding is too large to mirror the image.
     """
 
     padding: Size = 4
@@ -82,7 +82,7 @@ class RandomCrop(BatchTransform):
     fill: Fill = "constant"
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return a window of each padded image."""
+        """Return a random window of each padded image."""
         height, width = x.shape[-2:]
         size = (height, width) if self.size is None else (self.size, self.size)
         free_rows, free_columns = height + 2 * self.padding - size[0], width + 2 * self.padding - size[1]
@@ -96,12 +96,12 @@ class RandomCrop(BatchTransform):
 
 @dataclasses.dataclass(frozen=True)
 class RandomAffine(BatchTransform):
-    """Turn and magnify each image; see :func:`affine`. Dearer than flips and crops, since it interpolates.
+    """Rotate and magnify each image; see :func:`affine`. Slower than flips and crops, since it interpolates.
 
     Args:
-        degrees: angles are uniform in ``[-degrees, degrees]``; 5 to 15.
-        scale: magnifications are log-uniform between ``1 / (1 + scale)`` and ``1 + scale``; 0.05 to 0.2.
-        fill: what lies outside the image.
+        degrees: angles are uniform in ``[-degrees, degrees]``; 5 to 15 are usual.
+        scale: magnifications are log-uniform between ``1 / (1 + scale)`` and ``1 + scale``; 0.05 to 0.2 are usual.
+        fill: what lies outside the image: zeros, the mirrored image or the border pixels.
     """
 
     degrees: Annotated[float, Bounds(low=0, high=180)] = 10.0
@@ -109,7 +109,7 @@ class RandomAffine(BatchTransform):
     fill: Fill = "constant"
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the images turned and magnified."""
+        """Return the rotated and magnified images."""
         if not (self.degrees or self.scale):
             return x
         signed = draws.uniform(x, 2) * 2.0 - 1.0
@@ -119,21 +119,21 @@ class RandomAffine(BatchTransform):
 
 @dataclasses.dataclass(frozen=True)
 class RandomCutout(BatchTransform):
-    """Put a square of zeros at a random place of each image; see :func:`cutout`.
+    """Set a square at a random place of each image to zero; see :func:`cutout`.
 
     Args:
-        size: side of the square in pixels; about half an image's side where it should be strong.
-        probability: of each image to get a square.
+        size: side of the square in pixels; about half the image's side for a strong effect.
+        probability: probability that an image gets a square.
     """
 
     size: Size
     probability: Probability = 1.0
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the images with a square of zeros in those that are hit."""
+        """Return the images, a random subset of them with a square of zeros."""
         if not (self.size and self.probability):
             return x
-        # three draws at any probability, so that a change of it moves no square
+        # always three draws, so that changing the probability moves no square
         u = draws.uniform(x, 3)
         return cutout(x, random_centres(u[:, :2], *x.shape[-2:]), self.size, u[:, 2] < self.probability)
 
@@ -143,13 +143,13 @@ class GaussianNoise(BatchTransform):
     """Add independent Gaussian noise to every entry; see :func:`framework.ops.noise.additive`.
 
     Args:
-        std: standard deviation in units of the inputs; 0.05 to 0.3 on standardized inputs.
+        std: standard deviation in units of the inputs; 0.05 to 0.3 are usual on standardized inputs.
     """
 
     std: NonNegative = 0.1
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the samples with noise."""
+        """Return the samples with noise added."""
         return additive(x, self.std, draws.normal(x)) if self.std else x
 
 
@@ -158,15 +158,16 @@ class RandomBrightnessContrast(BatchTransform):
     """Change brightness and contrast of each image; see :func:`brightness_contrast`. Nothing is clipped.
 
     Args:
-        brightness: shifts are uniform in ``[-brightness, brightness]``, in units of the inputs; 0.1 to 0.3.
-        contrast: changes are uniform in ``[-contrast, contrast]``, at most 1; 0.1 to 0.3.
+        brightness: shifts are uniform in ``[-brightness, brightness]``, in units of the inputs; 0.1 to 0.3
+            are usual.
+        contrast: changes are uniform in ``[-contrast, contrast]``, at most 1; 0.1 to 0.3 are usual.
     """
 
     brightness: NonNegative = 0.2
     contrast: Probability = 0.2
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
-        """Return the images with another brightness and contrast."""
+        """Return the images with changed brightness and contrast."""
         if not (self.brightness or self.contrast):
             return x
         signed = draws.uniform(x, 2) * 2.0 - 1.0
