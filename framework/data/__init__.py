@@ -1,4 +1,4 @@
-"""Data sets, loaders in keyed order, worker processes, and what a batch is."""
+"""Data sets, loaders in keyed order, worker processes, and access to the parts of a batch."""
 
 from framework.data.batch import MixedTarget, Outcome, clean_target, input_of, loss_of, replace, size_of, target_of
 from framework.data.data import Data

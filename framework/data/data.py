@@ -1,4 +1,4 @@
-"""The data of a recipe: training, validation and test part, and the loaders of them."""
+"""``Data``: the training, validation and test data of a recipe, and its loaders."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from framework.errors import UserError
 
 @dataclasses.dataclass
 class Data:
-    """Training, validation and test part, and how they are cut into batches.
+    """The training, validation and test part of the data, and how they are cut into batches.
 
     A part is a tuple of tensors whose first dimension runs over samples (the fast path: batches are taken by one
     indexing operation, without a ``DataLoader``), or a map-style ``torch.utils.data.Dataset``.
 
     Args:
         train: the training part.
-        val: the validation part, None for none.
-        test: the test part, None for none.
-        batch_size: samples in a micro-batch of one rank.
-        eval_batch_size: samples in a batch of evaluation, None for ``batch_size``.
-        workers: loader processes, used where samples are transformed or the part is a ``Dataset``.
+        val: the validation part, None for no validation.
+        test: the test part, None for no test.
+        batch_size: samples per micro-batch of one rank.
+        eval_batch_size: samples per batch in evaluation, None for ``batch_size``.
+        workers: number of loader processes, used where samples are transformed or the part is a ``Dataset``.
         collate: makes a batch of a list of samples, None for torch's ``default_collate``.
-        drop_last: leave out the samples of an epoch that fill no whole step.
+        drop_last: whether to drop the samples at the end of an epoch that do not fill a whole step.
 
     Raises:
-        UserError: where a part is empty, its tensors differ in length, or it is an ``IterableDataset``, whose order
+        UserError: if a part is empty, its tensors differ in length, or it is an ``IterableDataset``, whose order
             cannot be keyed.
 
     Example:
@@ -76,9 +76,9 @@ class Data:
 
         Args:
             seed: the run's seed, which keys the order of samples and the draws of the transforms.
-            accumulate: micro-batches an optimizer step.
-            transforms: ``(name, transform)`` of those who transform samples.
-            rank: this process among ``world`` processes.
+            accumulate: micro-batches per optimizer step.
+            transforms: ``(name, transform)`` pairs, applied to each sample in order.
+            rank: index of this process.
             world: number of processes.
             pin_memory: copy batches into page-locked memory, for a GPU.
         """
@@ -97,10 +97,15 @@ class Data:
         )
 
     def eval_loader(self, part: str, *, rank: int = 0, world: int = 1) -> EvalLoader:
-        """Return the loader of the part called ``"val"`` or ``"test"``, in order, cut among ranks without repeats.
+        """Return a loader of one part in order; ranks get disjoint slices of it.
+
+        Args:
+            part: ``"train"``, ``"val"`` or ``"test"``.
+            rank: index of this process.
+            world: number of processes.
 
         Raises:
-            UserError: where the recipe's data have no such part, or fewer samples than there are ranks.
+            UserError: if the data have no such part, or fewer samples than there are ranks.
         """
         chosen = getattr(self, part)
         if chosen is None:
@@ -119,7 +124,7 @@ class Data:
         )
 
     def joined(self) -> Data:
-        """Return the same data with training and validation part together as training part."""
+        """Return the same data with the validation part added to the training part."""
         if self.val is None:
             return self
         if isinstance(self.train, tuple) and isinstance(self.val, tuple):

@@ -23,7 +23,7 @@ class Window(NamedTuple):
     """The micro-batches of one optimizer step on one rank.
 
     Args:
-        batches: micro-batches, each as collated.
+        batches: the collated micro-batches.
         start: position of the first sample among all samples of the step, over ranks.
         total: number of samples of the step, over ranks.
         samples: number of samples of the step on this rank.
@@ -36,11 +36,27 @@ class Window(NamedTuple):
 
 
 class TrainLoader:
-    """Hands over the windows of an epoch in an order that is a function of run seed and epoch.
+    """Yields the windows of an epoch in an order that is a function of run seed and epoch.
 
     An epoch's samples are permuted and cut into steps of ``world * accumulate * batch_size``; a rank takes its
-    contiguous share of each step and cuts it into micro-batches. The last step holds what remains, shared evenly
-    (fewer samples than ranks are left out).
+    contiguous slice of each step and cuts it into micro-batches. The last step holds the remaining samples, divided
+    evenly among ranks (fewer samples than ranks are dropped).
+
+    Args:
+        part: the training part.
+        batch_size: samples per micro-batch of one rank.
+        seed: the run's seed, which keys the order of samples and the draws of the transforms.
+        accumulate: micro-batches per optimizer step.
+        transforms: ``(name, transform)`` pairs, applied to each sample in order.
+        rank: index of this process.
+        world: number of processes.
+        workers: number of loader processes.
+        collate: makes a batch of a list of samples, None for torch's ``default_collate``.
+        drop_last: whether to drop the samples at the end of an epoch that do not fill a whole step.
+        pin_memory: copy batches into page-locked memory, for a GPU.
+
+    Raises:
+        UserError: if the part has too few samples for a step.
     """
 
     def __init__(
@@ -70,8 +86,8 @@ class TrainLoader:
         self._steps = whole + (rest >= world and not drop_last)
         if self._steps == 0:
             raise UserError(
-                f"Data(batch_size={batch_size}): {self._length} training samples fill no step of"
-                f" {self.samples_per_step}"
+                f"Data(batch_size={batch_size}): {self._length} training samples do not fill a step of"
+                f" {self.samples_per_step}; lower batch_size or accumulation, or leave drop_last out"
             )
         self._stream = Stream(seed, "sample order")
         self._workers: Workers | None = None
@@ -84,24 +100,24 @@ class TrainLoader:
         return self._steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to the start of an epoch; asked again for the epoch at hand it leaves the start as it is."""
+        """Go to the start of an epoch; for the current epoch, keep the position set in :attr:`start`."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
-    # The order is keyed, so there is no state to keep; Lightning asks for these before it trusts a mid-epoch resume.
+    # Lightning resumes within an epoch only if the loader has these; the order is keyed, so there is no state to keep.
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: where to go on is known from the run's own counters."""
+        """Return an empty state: the run's own counters give the position to resume from."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing; see :meth:`state_dict`."""
+        """Ignore the state; see :meth:`state_dict`."""
 
     def permutation(self) -> Tensor:
-        """Return the order of the epoch's samples."""
+        """Return the order of the samples in the current epoch."""
         return torch.randperm(self._length, generator=self._stream.torch(self.epoch))
 
     def shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield ``(low, high, start, total)`` of each step: this rank's slice of the order, and the step's size."""
+        """Yield ``(low, high, start, total)`` per step: this rank's slice of the order, its offset, the step's size."""
         for step in range(self.start, self._steps):
             base = step * self.samples_per_step
             total = min(self.samples_per_step, self._length - base)
@@ -109,11 +125,11 @@ class TrainLoader:
             yield base + low, base + high, low, total
 
     def sample_at(self, step: int, position: int) -> int:
-        """Return the index in the part of the sample at a position, over ranks, of a step of the epoch at hand."""
+        """Return the index in the part of a sample, given its step in the current epoch and its position over ranks."""
         return int(self.permutation()[step * self.samples_per_step + position])
 
     def untransformed(self, count: int) -> list[Any]:
-        """Return the first samples of the next step, ``count`` at most, as the data set gives them."""
+        """Return the first samples of the next step, at most ``count``, without the plugins' transforms."""
         low, high, _, _ = next(self.shares())
         samples = _Samples(as_dataset(self._part), self._stream.seed, ())
         return [samples[self.epoch, index] for index in self.permutation()[low : min(low + count, high)].tolist()]
@@ -124,7 +140,7 @@ class TrainLoader:
             tensors, order = self._part, self.permutation()
             for low, high, start, total in self.shares():
                 cuts = [order[a : min(a + size, high)] for a in range(low, high, size)]
-                # not by a name, which would hold this batch while the next is made
+                # without a variable, which would keep this batch alive while the next is made
                 yield Window(
                     [tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts],  # type: ignore[union-attr]
                     start,
@@ -138,17 +154,17 @@ class TrainLoader:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of a worker that failed, None for none."""
+        """The exit code of a worker that failed, None if none did."""
         return None if self._workers is None else self._workers.exit_code
 
     def close(self) -> None:
-        """End the workers; they start anew where the loader is used again."""
+        """Stop the workers; they start again when the loader is next used."""
         if self._workers is not None:
             self._workers.end()
 
 
 class _Order:
-    """Tells a ``DataLoader`` which samples make each micro-batch, and of which epoch they are."""
+    """Batch sampler: yields the ``(epoch, index)`` pairs of each micro-batch."""
 
     def __init__(self, loader: TrainLoader) -> None:
         self._loader = loader
@@ -162,10 +178,10 @@ class _Order:
 
 
 class _Samples(Dataset[Any]):
-    """A data set whose samples go through the plugins' transforms with draws keyed by epoch and sample.
+    """A data set that applies the plugins' transforms to each sample, with draws keyed by epoch and sample.
 
-    A data set of the user's may draw from the global generators of torch, NumPy and Python: these are keyed as well, so
-    that its samples too are the same for any number of workers.
+    The user's data set may draw from the global generators of torch, NumPy and Python: these are seeded per sample as
+    well, so that samples are the same for any number of workers.
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int, transforms: Sequence[tuple[str, SampleTransform]]) -> None:
@@ -180,14 +196,14 @@ class _Samples(Dataset[Any]):
             key = self._own.key(epoch, index)
             torch.default_generator.manual_seed(key >> 1)
             random.seed(key)
-            np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that a user's data set may draw from
+            np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that the user's data set may draw from
         sample = self._dataset[index]
         for name, stream, transform in self._transforms:
             try:
                 sample = transform(sample, stream.numpy(epoch, index))
             except UserError:
                 raise
-            except Exception as error:  # told here: from a worker its text alone comes back
+            except Exception as error:  # noted here: only the text of an error comes back from a worker
                 kind = type(getattr(transform, "__self__", transform))
                 error.add_note(note(name, kind, "transform_sample", f" for training sample {index}", error))
                 raise
@@ -195,7 +211,16 @@ class _Samples(Dataset[Any]):
 
 
 class EvalLoader:
-    """Hands over a part in order, this rank's contiguous share of it."""
+    """Yields the batches of a part in order, from this rank's contiguous slice of it.
+
+    Args:
+        part: the part.
+        batch_size: samples per batch.
+        rank: index of this process.
+        world: number of processes.
+        workers: number of loader processes.
+        collate: makes a batch of a list of samples, None for torch's ``default_collate``.
+    """
 
     def __init__(
         self,
@@ -231,10 +256,10 @@ class EvalLoader:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of a worker that failed, None for none."""
+        """The exit code of a worker that failed, None if none did."""
         return None if self._workers is None else self._workers.exit_code
 
     def close(self) -> None:
-        """End the workers; they start anew where the loader is used again."""
+        """Stop the workers; they start again when the loader is next used."""
         if self._workers is not None:
             self._workers.end()

@@ -1,4 +1,4 @@
-"""Parts of the data: what a training, validation or test part may be."""
+"""Parts of the data: a tuple of tensors or a map-style data set."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ def as_dataset(part: Part) -> Dataset[Any]:
 
 
 def checked(name: str, part: Any) -> Part:
-    """Return a part that can be cut into batches; a list of tensors becomes a tuple.
+    """Check that a part can be cut into batches and return it; a list of tensors becomes a tuple.
 
     Args:
-        name: ``"train"``, ``"val"`` or ``"test"``, for the error.
-        part: what the user gave.
+        name: ``"train"``, ``"val"`` or ``"test"``, which errors name.
+        part: the user's value.
 
     Raises:
-        UserError: where it is empty, its tensors differ in length, or it cannot be indexed.
+        UserError: if it is empty, its tensors differ in length, or it cannot be indexed.
     """
     if isinstance(part, list) and part and all(isinstance(one, Tensor) for one in part):
         part = tuple(part)
     if isinstance(part, Tensor):
-        raise UserError(f"Data({name}=...): received a tensor alone; write (x, y), or (x,) where there is no target")
+        raise UserError(
+            f"Data({name}=...): received a single tensor; give a tuple (x, y), or (x,) where there is no target"
+        )
     if isinstance(part, tuple):
         if not part or not all(isinstance(one, Tensor) and one.ndim for one in part):
             raise UserError(
@@ -52,6 +54,6 @@ def checked(name: str, part: Any) -> Part:
             f" {type(part).__name__}, whose order cannot be keyed"
         )
     if length_of(part) == 0:
-        raise UserError(f"Data({name}=...): has no samples")
+        raise UserError(f"Data({name}=...): has no samples; give at least one")
     checked: Part = part
     return checked

@@ -71,7 +71,7 @@ def test_a_list_of_tensors_is_taken_as_a_tuple() -> None:
         ({"train": (torch.zeros(0),)}, "train=.*no samples"),
         ({"train": Endless()}, "received Endless, whose order cannot be keyed"),
         ({"train": None}, "train=.*NoneType"),
-        ({"train": torch.zeros(3)}, r"train=.*a tensor alone.*\(x,\)"),
+        ({"train": torch.zeros(3)}, r"train=.*a single tensor.*\(x,\)"),
         ({"train": (torch.tensor(1.0),)}, "train=.*first dimension.*received a number"),
         ({"train": (torch.zeros(3),), "val": Squares(0)}, "val=.*no samples"),
         ({"train": (torch.zeros(3),), "batch_size": 0}, "batch_size=0.*>= 1"),

@@ -203,7 +203,7 @@ def test_evaluation_goes_in_order_and_each_sample_once(world: int, part: Any) ->
 
 
 def test_too_few_samples_for_a_step() -> None:
-    with pytest.raises(UserError, match="3 training samples fill no step of 8"):
+    with pytest.raises(UserError, match="3 training samples do not fill a step of 8; lower batch_size"):
         numbers(3, batch_size=4, drop_last=True).train_loader(seed=0, accumulate=2)
 
 
