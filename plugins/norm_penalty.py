@@ -1,4 +1,4 @@
-"""Norm penalties on weights: L2, L1, elastic net, any p, group lasso, and L2-SP."""
+"""Norm penalties on weights: L2, L1, elastic net, any p-norm, group lasso, and L2-SP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def norm(weights: list[Tensor], p: float) -> Tensor:
-    r"""Return the norm term over all entries of all tensors.
+    r"""Return the norm penalty over all entries of all tensors.
 
     .. math:: \Omega_p(w) = \frac1p \sum_i |w_i|^p, \qquad \Omega_2 = \tfrac12\|w\|_2^2, \quad \Omega_1 = \|w\|_1
 
@@ -35,7 +35,7 @@ def norm(weights: list[Tensor], p: float) -> Tensor:
 
 
 def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, p: float) -> None:
-    r"""Add :math:`\alpha\nabla\Omega_p` in place.
+    r"""Add the gradient of :func:`norm`, times a strength, in place.
 
     .. math:: (\nabla\Omega_p)_i = \operatorname{sign}(w_i)\,|w_i|^{p-1}, \qquad 0 \text{ at } w_i = 0
     """
@@ -51,7 +51,7 @@ def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: flo
 
 
 def group_norm(weights: list[Tensor], groups: Groups) -> Tensor:
-    r"""Return the group lasso term, a group being a row (what feeds one output unit) or a column of a weight.
+    r"""Return the group lasso penalty, where a group is a row (the inputs of one output unit) or a column of a weight.
 
     .. math:: \Omega(w) = \sum_g \sqrt{n_g}\, \|w_g\|_2, \qquad n_g = \text{entries of group } g
     """
@@ -59,7 +59,7 @@ def group_norm(weights: list[Tensor], groups: Groups) -> Tensor:
 
 
 def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, groups: Groups) -> None:
-    r"""Add :math:`\alpha\nabla\Omega` of :func:`group_norm` in place.
+    r"""Add the gradient of :func:`group_norm`, times a strength, in place.
 
     .. math:: (\nabla\Omega)_g = \sqrt{n_g}\, \frac{w_g}{\|w_g\|_2}, \qquad 0 \text{ at } w_g = 0
     """
@@ -69,7 +69,7 @@ def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: fl
 
 
 class NormPenalty(Plugin):
-    r"""Keep weights small, few, or near where they started: a norm of them is added to the objective.
+    r"""Add a norm of the weights to the objective, which keeps them small, sparse, or near their starting point.
 
     .. math:: \tilde J = J + \alpha\,\Omega(w)
 
@@ -80,37 +80,37 @@ class NormPenalty(Plugin):
             \sum_g \sqrt{n_g}\|w_g\|_2                               & \text{group lasso}
         \end{cases}
 
-    with :math:`w - w_0` in place of :math:`w` where the penalty is around the starting point :math:`w_0` (L2-SP for
-    p = 2). The gradient is written down, added to the data loss's gradient once an optimizer step, and Ω itself is
-    worked out only when it is logged. At 0, where ‖·‖₁ and ‖·‖₂ have no gradient, it is 0. A trainable weight that
-    the step did not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing.
+    with :math:`w - w_0` in place of :math:`w` if the penalty is around the starting point :math:`w_0` (L2-SP if p = 2).
+    The gradient, in closed form, is added to that of the data loss once per optimizer step, and Ω itself is computed
+    only when it is logged. At 0, where ‖·‖₁ and ‖·‖₂ have no gradient, 0 is used. A trainable weight that the step did
+    not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing.
 
-    ``proximal`` minimizes the term by its proximal operator after each update, with the learning rate η of the
-    weight's parameter group, instead of by its gradient. For p = 1 and group lasso that gives exact zeros:
+    ``proximal`` applies the penalty's proximal operator after each update, with the learning rate η of the weight's
+    parameter group, instead of adding its gradient. For p = 1 and group lasso that gives exact zeros:
 
     .. math:: w \leftarrow \operatorname{prox}_{\eta\alpha\Omega}(w)
 
     Args:
-        alpha: strength α, or a mapping from patterns over weights to strengths, of which the first match holds and
-            the rest of the weights go free. Try 1e-5 to 1e-3 for p = 2 and 1e-6 to 1e-4 for p = 1 and groups, 1e-3
-            to 1e-1 around the start.
+        alpha: strength α, or a mapping from patterns over weights to strengths, where the first match applies and
+            weights without a match are not penalized. Try 1e-5 to 1e-3 for p = 2, 1e-6 to 1e-4 for p = 1 and groups,
+            1e-3 to 1e-1 around the start.
         p: exponent of the norm, at least 1.
         l1_ratio: r of the elastic net, from 0 (L2) to 1 (L1); None for the p-norm.
         groups: group lasso over ``"rows"`` (output units: the first dimension) or ``"columns"`` (inputs: the second).
-        around: ``"zero"``, or ``"start"`` for the weights as they are when the run starts, such as pretrained ones.
-        proximal: proximal step in place of the gradient; p = 1, p = 2, elastic net and group lasso.
-        weights: patterns of the weights that are penalized, of those that train when the run starts.
+        around: ``"zero"``, or ``"start"`` for the weights at the start of the run, such as pretrained ones.
+        proximal: proximal step in place of the gradient; for p = 1, p = 2, elastic net and group lasso.
+        weights: patterns of the weights to penalize, among those that are trainable at the start of the run.
         biases: penalize biases and norm gains too.
-        scale: a factor on every α, for a :class:`~plugins.strength_schedule.StrengthSchedule` to move.
+        scale: a factor on every α, which a :class:`~plugins.strength_schedule.StrengthSchedule` can vary.
 
     Raises:
-        UserError: where settings contradict one another, or a pattern matches no weight.
+        UserError: if settings contradict one another, or a pattern matches no weight.
 
     Example:
         >>> NormPenalty({"head.*": 0.0, "*": 1e-4}, p=1, proximal=True).describe()
         "NormPenalty(alpha={'head.*': 0.0, '*': 0.0001}, p=1, proximal=True)"
 
-    Interacts with: clipping, which sees the term's gradient as well; adaptive optimizers, which rescale it, so that
+    Interacts with: clipping, which includes the penalty's gradient; adaptive optimizers, which rescale it, so that
     under Adam L2 is not decoupled decay (``Optimizer(weight_decay=...)``), while a proximal step is decoupled.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, sections 7.1 and 7.2; Zou and Hastie (2005) for the
@@ -139,11 +139,11 @@ class NormPenalty(Plugin):
     absent = ({"alpha": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what a proximal step cannot hold."""
+        """Return which guarantees a proximal step cannot give."""
         return {"slope": "the proximal step takes the place of the gradient"} if self.proximal else {}
 
     def check(self) -> None:
-        """Refuse settings that contradict one another."""
+        """Raise an error if settings contradict one another."""
         if isinstance(self.alpha, dict) and not self.alpha:
             raise UserError("NormPenalty(alpha={}): alpha names no weights; give a number, or {pattern: strength}")
         if self.l1_ratio is not None and self.groups is not None:
@@ -154,12 +154,10 @@ class NormPenalty(Plugin):
         if self.groups is not None and self.biases:
             raise UserError("NormPenalty(groups=, biases=True): a bias has no rows or columns; leave biases out")
         if self.proximal and self.p not in (1, 2):
-            raise UserError(
-                f"NormPenalty(p={self.p}, proximal=True): its proximal step has no closed form; p is 1 or 2"
-            )
+            raise UserError(f"NormPenalty(p={self.p}, proximal=True): no closed form for this p; use p=1 or p=2")
 
     def attach(self, core: Core) -> None:
-        """Resolve the patterns and remember the starting point."""
+        """Select the weights and store their starting point."""
         who = f"NormPenalty(weights={self.weights!r})"
         chosen = select_weights(core.model, self.weights, who=who, biases=self.biases)
         if isinstance(self.alpha, dict):
@@ -174,7 +172,7 @@ class NormPenalty(Plugin):
             self._start_at({name: w.detach().clone() for part in self.parts_ for name, w in part.named()})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow the weights, which Lightning has moved to their device by now."""
+        """Move the starting point to the weights' device, where Lightning has moved them."""
         if self.around == "start":
             self._start_at(self.state_dict()["start"])
 
@@ -184,7 +182,7 @@ class NormPenalty(Plugin):
         self.shares_ = self.pieces_ = None
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
-        """Tell L2 beside the optimizer's decay, and a norm that another plugin adds as well."""
+        """Report L2 in addition to weight decay, and a norm that another plugin adds too."""
         l2 = 1.0 - self.l1_ratio if self.l1_ratio is not None else float(self.p == 2 and self.groups is None)
         both: dict[tuple[float, float], list[str]] = {}
         for name, (weight, alpha) in self._strengths().items():
@@ -209,9 +207,8 @@ class NormPenalty(Plugin):
         return self.p, self.l1_ratio, self.groups, self.around
 
     def _strengths(self) -> dict[str, tuple[Tensor, float]]:
-        """Return what is penalized, by name: the weight and its strength."""
-        parts = [(part, self._strength(part)) for part in self.parts_]
-        return {name: (weight, alpha) for part, alpha in parts if alpha for name, weight in part.named()}
+        """Return the penalized weights with their strengths, by name."""
+        return {name: (w, alpha) for part in self.parts_ if (alpha := self._strength(part)) for name, w in part.named()}
 
     def _strength(self, part: Weights) -> float:
         return self.scale * (self.alpha[part.pattern] if isinstance(self.alpha, dict) else self.alpha)
@@ -239,7 +236,7 @@ class NormPenalty(Plugin):
             self.pieces_ = [piece for part in self.parts_ for piece in part.cut()]
         for part in self.pieces_:
             alpha = self._strength(part)
-            if alpha:  # strength 0 is absence, to the bit: not even 0 is added
+            if alpha:  # strength 0 is bit-identical to no penalty: not even 0 is added
                 self._add_gradient(part, alpha)
 
     def _add_gradient(self, part: Weights, alpha: float) -> None:
@@ -264,7 +261,7 @@ class NormPenalty(Plugin):
             add_norm_gradient(gradients, part.offset(), alpha, self.p)
 
     def after_update(self, step: Step) -> None:
-        """Take the proximal step, with the learning rate that the update took."""
+        """Apply the proximal operator, with the learning rate of the update."""
         if not self.proximal:
             return
         assert step.optimizer is not None
@@ -288,13 +285,13 @@ class NormPenalty(Plugin):
             torch._foreach_copy_(part.weights, torch._foreach_add(part.start, offset))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the starting point, which a resumed run cannot know otherwise."""
+        """Return the starting point, which a resumed run could not reconstruct."""
         parts = getattr(self, "parts_", [])
         start = {name: w for part in parts if part.start for name, w in zip(part.names, part.start, strict=True)}
         return {"start": start} if start else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the starting point over from a checkpoint."""
+        """Load the starting point from a checkpoint."""
         if self.around == "start":
             start = state_dict.get("start", {})
             if absent := [name for part in self.parts_ for name in part.names if name not in start]:
