@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.versus import Row, versus
 from framework import Data
+from framework.ops.draws import Draws
 from framework.ops.transforms import (
-    Draws,
     GaussianNoise,
     RandomAffine,
     RandomBrightnessContrast,
@@ -23,9 +23,8 @@ from framework.ops.transforms import (
     RandomCutout,
     RandomFlip,
 )
-from framework.plugin import Plugin
+from framework.plugin import Plugin, Step
 from framework.plugin.edits import WeightEdits
-from framework.plugin.step import Step
 from plugins.augmentation import Augmentation
 from plugins.cut_mix import CutMix
 from plugins.input_noise import InputNoise

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from framework.engine.core import Core
     from framework.errors import UserError
     from framework.plugin.finding import Finding, LintWarning
+    from framework.plugin.host import Host
     from framework.plugin.phase import Phase
     from framework.plugin.plugin import Plugin
     from framework.plugin.step import Step
@@ -31,6 +32,7 @@ _HOME = {
     "Data": "data.data",
     "Finding": "plugin.finding",
     "LintWarning": "plugin.finding",
+    "Host": "plugin.host",
     "Interrupted": "run.result",
     "MixedTarget": "data.batch",
     "Outcome": "data.batch",
@@ -50,6 +52,7 @@ __all__ = [
     "Core",
     "Data",
     "Finding",
+    "Host",
     "Interrupted",
     "LintWarning",
     "MixedTarget",

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, told in one line."""
+"""Errors that a user can fix, reported in one line, and the wording that they share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in a recipe, a flag or a plugin that its author can mend.
+    """A mistake in a recipe, a flag or a plugin that its author can fix.
 
     The message is one line that names the argument, the value received and what to do. The command line prints it
     without a traceback and exits with code 2; from Python it is an ordinary exception.
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 class NonFiniteError(UserError):
-    """The objective turned infinite or not a number."""
+    """The objective became infinite or NaN."""
 
     ADVICE = (
         "lower the learning rate, clip gradients (Optimizer(clip_norm=1.0)), or go on without such batches"
@@ -24,7 +24,7 @@ class NonFiniteError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name closest to ``word``, else the list of known names.
+    """Return ``"; did you mean 'x'?"`` with the known name closest to ``word``, else the list of known names.
 
     Example:
         >>> did_you_mean("alhpa", ["alpha", "p"])
@@ -40,7 +40,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """Return the first of some names, and how many more there are.
+    """Return the first of some names and the number of the others, as text.
 
     Example:
         >>> some(["0.bias", "2.bias", "3.bias"]), some(["0.bias"])
@@ -51,7 +51,7 @@ def some(names: Iterable[str]) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    r"""Return an error's message on one line, the name of its class where it has none.
+    r"""Return an error's message on one line, or the name of its class if the message is empty.
 
     Example:
         >>> one_line(ValueError("two\n  lines")), one_line(KeyboardInterrupt())
@@ -61,7 +61,14 @@ def one_line(error: BaseException) -> str:
 
 
 def note(name: str, kind: type, hook: str, where: str, error: BaseException) -> str:
-    """Return the line that names the plugin which raised an error, and the hook point.
+    """Return one line that names the plugin that raised an error and the hook point where it did.
+
+    Args:
+        name: name of the plugin.
+        kind: class of the plugin.
+        hook: the hook point.
+        where: further place, such as ``" for training sample 3"``.
+        error: the error.
 
     Example:
         >>> note("sam", ValueError, "attach", "", ValueError("no weights"))

@@ -1,4 +1,4 @@
-"""Typed settings: the one declaration that serves constructor, ``run.json``, command line and validation."""
+"""Typed settings: one declaration for constructor, ``run.json``, command line and validation."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from framework.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """The numbers that a setting may take: ``low <= value <= high``, with the ends left out where ``open``.
+    """The interval of numbers that a setting may take: ``low <= value <= high``, or strict where ``open``.
 
     Args:
         low: smallest value, ``None`` for no lower bound.
         high: largest value, ``None`` for no upper bound.
-        open_low: leave ``low`` itself out.
-        open_high: leave ``high`` itself out.
+        open_low: exclude ``low`` itself.
+        open_high: exclude ``high`` itself.
     """
 
     low: float | None = None
@@ -30,7 +30,7 @@ class Bounds:
     open_high: bool = False
 
     def allow(self, value: float) -> bool:
-        """Tell whether ``value`` lies within the bounds (NaN never does)."""
+        """Return whether ``value`` lies within the bounds (NaN never does)."""
         if math.isnan(value):
             return False
         if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
@@ -55,11 +55,11 @@ PositiveInt = Annotated[int, Bounds(low=1)]
 def check_settings(instance: Any) -> None:
     """Check every field of a dataclass instance against its annotation.
 
-    Numbers must be finite unless a bound of infinity allows more, lie within :class:`Bounds`, and be no booleans;
-    ``Literal`` choices must be among those named.
+    Numbers must be finite unless a bound is infinite, lie within :class:`Bounds`, and not be booleans; the value of a
+    ``Literal`` must be one of its choices.
 
     Raises:
-        UserError: naming class, field, value and what is expected.
+        UserError: if a value does not fit; it names class, field, value and what is expected.
     """
     hints = get_type_hints(type(instance), include_extras=True)
     for field in dataclasses.fields(instance):
@@ -70,7 +70,7 @@ def check_settings(instance: Any) -> None:
 
 
 def problem_of(annotation: Any, value: Any) -> str | None:
-    """Return what ``value`` should have been, or None where it fits ``annotation``."""
+    """Return what ``value`` should have been, None if it fits ``annotation``."""
     bounds: tuple[Bounds, ...] = ()
     if get_origin(annotation) is Annotated:
         annotation, *extras = get_args(annotation)
@@ -127,7 +127,7 @@ def _problem_of_items(annotation: Any, value: Any, kind: type, noun: str, items:
 
 
 def _is_structural(kind: type) -> bool:
-    """Protocols, ``Callable``, ``tuple`` shapes and ``Any`` are left to the code that uses them."""
+    """Return whether a type is left unchecked: protocols, ``Callable``, tuples and ``Any``."""
     return (
         kind in (Any, object)
         or getattr(kind, "_is_protocol", False)
@@ -137,7 +137,7 @@ def _is_structural(kind: type) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as JSON-ready plain data; what has no plain form is given by its ``repr``.
+    """Convert a value to JSON-ready plain data; a value without a plain form becomes its ``repr``.
 
     Example:
         >>> plain({"p": 2, "layers": ("a", "b")})
@@ -177,7 +177,7 @@ def is_default(field: dataclasses.Field[Any], value: Any, *, as_plain: bool = Fa
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether :func:`plain` keeps all of a value."""
+    """Return whether :func:`plain` preserves a value completely."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
     if isinstance(value, (list, tuple)):

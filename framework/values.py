@@ -1,4 +1,4 @@
-"""Values as text or plain data, read by the type that is declared for them."""
+"""Parsing of values given as text or plain data by their declared type."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from framework.settings import Bounds, problem_of
 
 
 class Text(str):
-    """A value as it was typed on the command line, still to be read by the type of what it is for."""
+    """A value as typed on the command line, not yet parsed by its declared type."""
 
 
 def as_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as ``run.json`` keeps them with their strings marked as text, to be read by type once more."""
+    """Mark the strings among values from ``run.json`` as text, to be parsed by type again."""
     return {name: Text(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def read_value(value: Any, annotation: Any) -> Any:
-    """Return ``value`` as the annotation has it: text and plain data are read, what fits is left as it is.
+    """Convert text or plain data to a declared type; a value that already fits is returned as it is.
 
     Args:
         value: :class:`Text`, plain data as ``run.json`` keeps it, or a value of the right type.
         annotation: the declared type.
 
     Returns:
-        The value read; text as YAML has it where it does not fit, so that whoever checks it can say what it should be.
+        The parsed value; for text that does not fit the type, its value as YAML, which a later check can report.
 
     Example:
         >>> read_value(Text("1e-3"), float), read_value(Text("[64, 64]"), list[int]), read_value(Text("1"), str)
@@ -38,7 +38,7 @@ def read_value(value: Any, annotation: Any) -> Any:
         'many'
     """
     typed = isinstance(value, Text)
-    # JSON has lists alone for tuples
+    # JSON turns tuples into lists
     listed = isinstance(value, list) and any((get_origin(one) or one) is tuple for one in _options(annotation))
     fits = problem_of(annotation, value) is None and not listed
     if not typed and (fits or not isinstance(value, (str, list, dict))):
@@ -48,14 +48,14 @@ def read_value(value: Any, annotation: Any) -> Any:
         read = _parsed(value, annotation)
     except (argparse.ArgumentError, ValueError):
         return scalar
-    # a union of text and numbers, such as Trainer's devices: a number is meant where one is written
+    # in a union of text and numbers, such as Trainer's devices, text that looks like a number is meant as one
     if typed and isinstance(read, str) and type(scalar) in _options(annotation):
         return scalar
     return read
 
 
 def misfit(value: Any, annotation: Any) -> str | None:
-    """Return what ``value`` should have been, or None where it fits; by jsonargparse where our own rules are silent.
+    """Return what ``value`` should have been, None if it fits; jsonargparse decides where our own rules do not apply.
 
     Example:
         >>> misfit("many", int), misfit(3, int)
@@ -113,7 +113,7 @@ def _scalar(text: str) -> Any:
         return str(text)
     if isinstance(value, str):
         try:
-            return float(value)  # YAML 1.1 takes 1e-3 for text
+            return float(value)  # YAML 1.1 reads 1e-3 as text
         except ValueError:
             return value
     return value

@@ -1,5 +1,5 @@
-"""The bundled plugins: one family a file, each file's mathematics first as a pure function of tensors.
+"""The bundled plugins: one family per file, each with its mathematics as pure functions of tensors first.
 
-They use the same door as anyone's: the entry points of group ``framework.plugins`` make them available by name, and
-only a recipe or a flag turns one on. They import ``framework`` and never each other.
+They are registered like third-party plugins: entry points of group ``framework.plugins`` make them available by name,
+and only a recipe or a flag turns one on. They import ``framework`` and never each other.
 """

@@ -1,23 +1,19 @@
-"""Sparse activations: few units of a layer active at a time."""
+"""Activation sparsity: penalties and k-winners that keep few units of a layer active."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from framework.errors import UserError
 from framework.ops.patterns import Patterns, select_layers
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Host, Plugin, Step
 from framework.settings import Bounds, NonNegative, PositiveInt
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
 
 SparsityKind = Literal["l1", "kl", "k_winners"]
 OpenRate = Annotated[float, Bounds(low=0, high=1, open_low=True, open_high=True)]
@@ -27,14 +23,16 @@ Share = Annotated[float, Bounds(low=0, high=1, open_low=True)]
 def rows_of_units(h: Tensor) -> Tensor:
     """Return activations as ``(rows, units)``.
 
-    A unit is an entry of the last dimension; of images, ``(samples, channels, height, width)`` and more dimensions, an
-    entry of the sample. So a sequence's positions are rows, however time and samples are laid out.
+    A unit is an entry of the last dimension, or for ``(samples, channels, height, width)`` and more dimensions an entry
+    of the sample. The positions of a sequence are therefore rows, in whichever order time and samples come.
     """
     return h.flatten(1) if h.ndim > 3 else h.reshape(-1, h.shape[-1])
 
 
 def l1(h: Tensor, samples: int) -> Tensor:
-    r"""Return :math:`\frac1N \sum_{n=1}^N \lVert h^{(n)}\rVert_1`, a mean over samples, a sum over units.
+    r"""Return the L1 norm of activations, averaged over samples and summed over units.
+
+    .. math:: \frac1N \sum_{n=1}^N \lVert h^{(n)}\rVert_1
 
     Example:
         >>> l1(torch.tensor([[1.0, -2.0], [0.0, 3.0]]), samples=2)
@@ -44,7 +42,7 @@ def l1(h: Tensor, samples: int) -> Tensor:
 
 
 def kl(h: Tensor, rho: float) -> Tensor:
-    r"""Return the divergence of the units' mean activations from a target rate.
+    r"""Return the KL divergence of the units' mean activations from a target rate, summed over units.
 
     .. math::
         \sum_j \rho\log\frac{\rho}{\hat\rho_j} + (1 - \rho)\log\frac{1 - \rho}{1 - \hat\rho_j}, \qquad
@@ -59,21 +57,21 @@ def kl(h: Tensor, rho: float) -> Tensor:
         True
     """
     rate = rows_of_units(h).mean(0)
-    # a unit that is off, or on, for every row has an infinite divergence and gradient: both ends are cut off
+    # a unit that is off, or on, for every row has an infinite divergence and gradient: clamp both ends
     rate = rate.clamp(1e-6, 1 - 1e-6)
     return -(rho * rate.log() + (1 - rho) * torch.log1p(-rate)).sum() - rate.numel() * _entropy(rho)
 
 
 def k_winners(h: Tensor, k: int | float) -> Tensor:
-    r"""Return activations of which each row keeps the largest and has 0 elsewhere.
+    r"""Keep the k largest activations of each row and set the others to 0.
 
     .. math:: \tilde h_j = h_j\,\mathbb 1[h_j \text{ is among the } k \text{ largest of its row}]
 
-    The gradient passes to the kept ones. Of equal activations as many are kept as make k.
+    The gradient flows to the kept entries. Among ties, as many are kept as make k.
 
     Args:
         h: activations; rows as :func:`rows_of_units` has them.
-        k: how many, or as a ``float`` which share of the units, rounded up.
+        k: number of entries, or as a ``float`` the share of the units, rounded up.
 
     Example:
         >>> k_winners(torch.tensor([[1.0, 3.0, 2.0, -4.0]]), 2).tolist()
@@ -93,30 +91,31 @@ class ActivationSparsity(Plugin):
         \alpha\Omega = \alpha \sum_j \operatorname{KL}(\rho \,\Vert\, \hat\rho_j) \;\text{(kl)}, \qquad
         \tilde h = \text{the } k \text{ largest of } h \;\text{(k\_winners)}
 
-    summed over layers, and over calls where a layer is called several times. Terms are worked out in float32. On logged
+    summed over layers, and over calls if a layer is called several times. Terms are computed in float32. On logged
     steps ``sparsity/<layer>`` is the fraction of active units, :math:`\lvert h\rvert > \tau`.
 
-    **kl** reads :math:`h_j` as a rate of firing: activations must lie in [0, 1] (sigmoid, softmax, hard sigmoid), else
+    **kl** treats :math:`h_j` as a firing rate: activations must lie in [0, 1] (sigmoid, softmax, hard sigmoid), else
     the first step or the next logged one stops the run. :math:`\hat\rho_j` is the mean over *one micro-batch of one
-    rank*, so it is the one kind that depends on how a step is cut: k micro-batches give the mean of their divergences,
-    which is no smaller than the divergence of the whole batch. Use a large batch rather than accumulation.
+    rank*, so it is the only kind that depends on how a step is cut: k micro-batches give the mean of their divergences,
+    which is at least the divergence of the whole batch. Use a large batch rather than accumulation.
 
-    **k_winners** is a part of the network, not a term of the objective: it holds in training and evaluation alike, as
-    forward hooks that ``prepare_model`` puts on the layers. State-dict keys stay as they are; a copy of the network
-    that loads the weights without this framework has to call :func:`k_winners` itself.
+    **k_winners** is a part of the network, not a term of the objective: it applies in training and evaluation alike, as
+    forward hooks that ``prepare_model`` registers on the layers. State-dict keys do not change; a copy of the network
+    that loads the weights without this framework must call :func:`k_winners` itself.
 
     Args:
-        alpha: :math:`\alpha` of l1 (1e-5 to 1e-3) and kl (1e-3 to 1); None with k_winners. Zero is no term.
+        alpha: :math:`\alpha` of l1 (1e-5 to 1e-3) and kl (1e-3 to 1); None with k_winners. Zero adds no term.
         layers: patterns over names or class names of layers; choose nonlinearities.
         kind: ``"l1"``, ``"kl"`` or ``"k_winners"``.
         rho: target rate of kl, in (0, 1).
-        k: winners of each row of k_winners, a whole number, or a share in (0, 1], such as 0.1; None with l1 and kl.
-        threshold: :math:`\tau`, for the log alone; 0 suits ReLU, 0.1 a sigmoid.
+        k: entries that k_winners keeps in each row, a whole number, or a share in (0, 1], such as 0.1; None with l1 and
+            kl.
+        threshold: :math:`\tau`, used for logging only; 0 suits ReLU, 0.1 a sigmoid.
 
     Raises:
-        UserError: where the strength does not belong to the kind, a pattern matches no layer, a layer runs without
-            gradients or its output is overwritten in place, activations do not lie in [0, 1] under kl, or k exceeds the
-            units of a layer.
+        UserError: if the strength does not belong to the kind, a pattern matches no layer, a layer runs without
+            gradients or its output is overwritten in place, activations leave [0, 1] under kl, or k exceeds the number
+            of units of a layer.
 
     Example:
         >>> ActivationSparsity(1e-4, "encoder.*").describe()
@@ -125,8 +124,8 @@ class ActivationSparsity(Plugin):
         "ActivationSparsity(kind='k_winners', k=0.1)"
 
     Interacts with:
-        ``HiddenNoise`` at the same layer: placed later in the recipe, it disturbs what is measured here undisturbed.
-        A layer norm or batch norm after the layer lets activations shrink without any change of the function.
+        ``HiddenNoise`` at the same layer: later in the recipe, its noise comes after the activations are measured.
+        A layer norm or batch norm after the layer lets activations shrink without changing the function.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.10 (l1); Lee, Ekanadham and Ng (2008),
     Sparse deep belief net model for visual area V2, and Ng (2011), CS294A lecture notes: Sparse autoencoder (kl);
@@ -150,13 +149,13 @@ class ActivationSparsity(Plugin):
     read_once = ("k",)
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what a rate over a micro-batch, and a part of the network, cannot hold."""
+        """Return which guarantees a mean over one micro-batch, and a change of the network, cannot give."""
         if self.kind == "kl":
             return dict.fromkeys(("micro", "ranks"), "mean activations are over one micro-batch of one rank")
         return {"eval": "k_winners is a part of the network"} if self.kind == "k_winners" else {}
 
     def check(self) -> None:
-        """Refuse a strength that the kind does not read, and a kind without its strength."""
+        """Check that the kind's strength is given, and that of the other kinds is not."""
         wanted, other, example = ("k", "alpha", 0.1) if self.kind == "k_winners" else ("alpha", "k", 1e-4)
         if getattr(self, wanted) is None:
             raise UserError(f"ActivationSparsity(kind={self.kind!r}, {wanted}=None): give {wanted}=, such as {example}")
@@ -167,34 +166,34 @@ class ActivationSparsity(Plugin):
             )
 
     def prepare_model(self, model: nn.Module) -> nn.Module:
-        """Make k_winners a part of the network."""
+        """Register k_winners as forward hooks of the chosen layers."""
         if self.k is not None:
             for name, layer in select_layers(model, self.layers, who=self.describe()).items():
                 who = f"{self.describe()}: {name}"
                 layer.register_forward_hook(functools.partial(_keep_winners, k=self.k, who=who))
         return model
 
-    def attach(self, core: Core) -> None:
-        """Choose the layers to look at."""
+    def attach(self, core: Host) -> None:
+        """Select the layers to observe."""
         core.observe(self, self.layers)
         self.seen_: list[_Seen] = []
         self.again_ = 0
         self.active_: dict[str, tuple[Tensor, int]] = {}
 
     def begin_step(self, step: Step) -> None:
-        """Count active units anew."""
+        """Reset the count of active units."""
         self.active_.clear()
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
-        """Forget what the last micro-batch left behind."""
-        # a forward that raised, or layers that activation checkpointing ran again in backward
+        """Drop outputs that the last micro-batch left over."""
+        # left by a forward that raised, or by activation checkpointing, which reruns layers in backward
         self.seen_.clear()
         self.again_ = step.again
         return batch
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
-        """Keep the output until :meth:`penalty` asks for it."""
-        # the term is on the micro-batch's own forward, not on another plugin's second evaluation of it
+        """Keep the output for :meth:`penalty`."""
+        # only the micro-batch's own forward counts, not another plugin's second evaluation of it
         if (self.alpha or step.logged) and step.again == self.again_:
             self.seen_.append(_Seen(layer, x, x._version, torch.is_grad_enabled()))
         return x
@@ -214,7 +213,7 @@ class ActivationSparsity(Plugin):
         if self.kind == "l1":
             terms = [l1(x, step.count) for x in activations]
         else:
-            if step.index == 0 or step.logged:  # a check that waits for the device
+            if step.index == 0 or step.logged:  # rarely, since the check synchronizes with the device
                 self._check_rates(seen)
             terms = [kl(x, self.rho) for x in activations]
         return self.alpha * functools.reduce(torch.add, terms)
@@ -231,7 +230,7 @@ class ActivationSparsity(Plugin):
         for layer, x, version, _ in seen:
             if x._version != version:
                 raise UserError(
-                    f"{self.describe()}: what {layer} returns is overwritten in place by the layer after it (such as"
+                    f"{self.describe()}: the output of {layer} is overwritten in place by the layer after it (such as"
                     " ReLU(inplace=True)); choose that layer"
                 )
 

@@ -1,4 +1,4 @@
-"""Adversarial training: the loss at inputs that were moved to make it worse."""
+"""Adversarial training: the loss at inputs perturbed to increase it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from framework import Core, Plugin, Step, UserError
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
+from framework.errors import UserError
+from framework.plugin import Host, Plugin, Step
 from framework.settings import NonNegative, Positive, PositiveInt
 
 
@@ -39,33 +40,33 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
 
 
 class Adversarial(Plugin):
-    r"""Adds the loss at adversarial inputs.
+    r"""Add the loss at adversarial inputs to the objective.
 
-    ``kind="fgsm"`` (fast gradient sign method; the labels are used):
+    ``kind="fgsm"`` (fast gradient sign method, uses the labels):
 
     .. math:: \Omega = J(\theta; x + r, y), \qquad r = \epsilon\,\mathrm{sign}(\nabla_x J(\theta; x, y))
 
-    ``kind="vat"`` (virtual adversarial training; local distributional smoothness, no labels):
+    ``kind="vat"`` (virtual adversarial training: local distributional smoothness, uses no labels):
 
     .. math::
         \Omega = \frac1n\sum_i \mathrm{KL}\big(p(\cdot\mid x_i)\,\Vert\, p(\cdot\mid x_i + r_i)\big), \qquad
         r_i = \epsilon\, \frac{d_i}{\lVert d_i\rVert_2}
 
-    with d the direction of the steepest rise of the divergence, by power iteration from a random start. r is taken as
-    constant; p is the network's softmax, its gradient stopped. Each evaluation draws what the micro-batch's own forward
-    drew (the same dropout masks), and leaves running statistics and logs alone.
+    with d the direction in which the divergence grows fastest, by power iteration from a random start. r counts as
+    constant; p is the network's softmax, detached. Each evaluation uses the random draws of the micro-batch's own
+    forward (the same dropout masks), and does not change running statistics or logs.
 
-    Interactions: a term like any other, so it is exact under accumulation, mixed precision and ranks, and is part of
-    what ``SAM`` sees. Costs two further evaluations of the network (VAT: ``2 + iterations``). Needs inputs of floating
-    point; at unbounded inputs (standardized data) eps is in their units.
+    Interactions: a term of the objective like any other, so it is exact under accumulation, mixed precision and several
+    ranks, and included in the gradient that ``SAM`` sees. Costs two more evaluations of the network (VAT:
+    ``2 + iterations``). Needs floating-point inputs; for unbounded inputs (standardized data) eps is in their units.
 
     Args:
-        eps: size of the step: of each entry for FGSM (0.01 to 0.3 for inputs in [0, 1]), of each sample's vector for
-            VAT (1 to 8, by validation).
-        kind: which of the two.
-        alpha: strength of the term; 1 weighs clean and adversarial loss alike.
-        xi: VAT's small step of the power iteration.
-        iterations: VAT's power iterations; one is enough as a rule.
+        eps: size of the perturbation: of each entry for FGSM (0.01 to 0.3 for inputs in [0, 1]), of each sample's
+            vector for VAT (1 to 8, chosen by validation).
+        kind: ``"fgsm"`` or ``"vat"``.
+        alpha: strength of the term; 1 weighs clean and adversarial loss equally.
+        xi: finite-difference step of VAT's power iteration.
+        iterations: number of VAT's power iterations; one usually suffices.
 
     Example:
         >>> Adversarial(eps=0.1, kind="fgsm").describe()
@@ -86,12 +87,12 @@ class Adversarial(Plugin):
     absent = ({"alpha": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what a direction that counts as constant cannot hold."""
+        """Return which guarantees a direction that counts as constant cannot give."""
         reason = "the direction counts as constant, though it follows the weights"
         return {"gradcheck": reason} if self.kind == "vat" else {}
 
-    def attach(self, core: Core) -> None:
-        """Keep the core, which evaluates."""
+    def attach(self, core: Host) -> None:
+        """Keep the core, which evaluates the network."""
         self.core_ = core
 
     def penalty(self, step: Step) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Random changes of training samples: one by one in the loader's workers, or a batch at a time on the device."""
+"""Data augmentation: random changes of single samples in the loader's workers, or of batches on the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import inspect
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,23 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.errors import UserError
-from framework.ops.transforms import Draws, RandomCrop, RandomFlip
-from framework.plugin import Plugin
-from framework.plugin.step import Step
-
-# albumentations opens a connection to look for a newer release when it is imported, unless told not to
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+from framework.ops.draws import Draws
+from framework.ops.transforms import RandomCrop, RandomFlip
+from framework.plugin import Plugin, Step
 
 
 @contextlib.contextmanager
 def keyed_globals(key: int, device: torch.device | None = None) -> Iterator[None]:
-    """Key the global generators of torch, NumPy and Python inside the context, and put their states back after it.
+    """Seed the global generators of torch, NumPy and Python inside the context, and restore their states after it.
 
     Args:
-        key: a number of 63 bits; equal keys give equal draws.
-        device: an accelerator whose generator is keyed too.
+        key: a seed of 63 bits; equal keys give equal draws.
+        device: an accelerator whose generator is seeded as well.
 
     Example:
         >>> with keyed_globals(5):
@@ -60,7 +56,7 @@ def keyed_globals(key: int, device: torch.device | None = None) -> Iterator[None
 
 
 def image_of(x: Any) -> Any:
-    """Return a copy of an image as an array, of a tensor ``(channels, height, width)`` with its channels last.
+    """Return an image as a new array; the channels of a tensor ``(channels, height, width)`` become last.
 
     Example:
         >>> image_of(torch.zeros(3, 8, 4)).shape, image_of(torch.zeros(8, 4)).shape
@@ -72,7 +68,7 @@ def image_of(x: Any) -> Any:
 
 
 def tensor_of(image: Any, ndim: int) -> Any:
-    """Return an array ``(height, width[, channels])`` as a tensor of ``ndim`` dimensions, channels first.
+    """Return an array ``(height, width[, channels])`` as a tensor of ``ndim`` dimensions with channels first.
 
     Example:
         >>> tensor_of(np.zeros((8, 4, 3)), 3).shape, tensor_of(np.zeros((8, 4)), 3).shape
@@ -81,16 +77,16 @@ def tensor_of(image: Any, ndim: int) -> Any:
     if isinstance(image, Tensor):  # the pipeline ends with ToTensorV2
         return image
     image = np.ascontiguousarray(image)
-    # a view, since a batch is copied together in a moment
+    # a view suffices, since collating the batch copies it
     tensor = torch.from_numpy(image.transpose(2, 0, 1) if image.ndim == 3 else image)
     return tensor[None] if tensor.ndim < ndim else tensor
 
 
 class _Albumentations:
-    """Calls an albumentations pipeline on draws from a keyed generator.
+    """An albumentations pipeline that draws from a keyed generator.
 
-    All its transforms are handed one pair of generators. Seeding it instead (``set_random_seed``) takes many times as
-    long and starts every transform on the same draws, so that two flips of probability 1/2 always happen together.
+    All its transforms share one pair of generators. Seeding it instead (``set_random_seed``) takes many times as long
+    and gives every transform the same draws, so that two flips of probability 1/2 always coincide.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -99,7 +95,7 @@ class _Albumentations:
         self._rng: np.random.Generator | None = None
 
     def __call__(self, x: Any, rng: np.random.Generator) -> Any:
-        if rng is not self._rng:  # a stream hands over one generator, which it keys anew for each sample
+        if rng is not self._rng:  # a stream reuses one generator, which it seeds for each sample
             self._rng = rng
             self._pipeline.set_random_state(rng, self._python)
         self._python.seed(rng.random())
@@ -108,7 +104,7 @@ class _Albumentations:
 
 
 class _Unkeyed:
-    """Calls a transform that knows no generator of ours and so draws from the global ones."""
+    """A transform that takes no generator and so draws from the global ones, which are seeded for it."""
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
         self._transform = transform
@@ -119,36 +115,36 @@ class _Unkeyed:
 
 
 class Augmentation(Plugin):
-    r"""Change training samples at random, each sample in its own way and anew in each epoch.
+    r"""Augment training samples with random transforms, independently for each sample and epoch.
 
     .. math:: J = L(f(t(x)), y), \qquad t \sim T
 
-    Training on transformed inputs with the target kept teaches the network what the target does not depend on.
-    Evaluation sees the samples as they are.
+    Training on transformed inputs with the original target teaches the network to be invariant to the transforms.
+    Evaluation uses the samples as they are.
 
     **A sample at a time**, in the loader's workers, on the input of ``(input, target)``:
 
-    - an albumentations ``Compose`` (or a single transform). A tensor ``(channels, height, width)`` is handed to it as
-      an array ``(height, width, channels)`` of the same type and comes back as a tensor; an array or a PIL image comes
-      back as the pipeline leaves it, so there it ends with ``ToTensorV2``.
-    - a callable ``(input, rng)``, whose parameter is called so; ``rng`` is a keyed ``numpy.random.Generator``.
+    - an albumentations ``Compose`` (or a single transform). A tensor ``(channels, height, width)`` is passed as an
+      array ``(height, width, channels)`` of the same type and converted back to a tensor; for an array or a PIL image
+      the pipeline's result is used as it is, so such a pipeline ends with ``ToTensorV2``.
+    - a callable ``(input, rng)`` with a parameter of that name; ``rng`` is a keyed ``numpy.random.Generator``.
     - any other callable of the input alone, such as torchvision's: the global generators of torch, NumPy and Python
-      are keyed around each call and restored, some 70 microseconds dearer.
+      are seeded around each call and restored, which costs some 70 microseconds.
 
     **A batch at a time**, on the device and many times as fast: callables ``(x, draws)`` as in
-    :mod:`framework.ops.transforms`, in order; ``draws`` gives each sample draws of its own. A callable of ``x``
-    alone is called with the global generators keyed.
+    :mod:`framework.ops.transforms`, in order; ``draws`` gives each sample its own draws. A callable of ``x`` alone is
+    called with the global generators seeded.
 
     Draws are keyed by run seed, epoch (or step) and sample, so they differ between samples, epochs, workers and ranks
-    and are the same for any number of workers. Batch transforms that take ``draws`` change samples alike however a
-    step is split into micro-batches and ranks; those of ``x`` alone draw anew in each micro-batch.
+    and are the same for any number of workers. Batch transforms that take ``draws`` give the same result however a
+    step is split into micro-batches and ranks; those of ``x`` alone draw separately in each micro-batch.
 
     Args:
-        sample: changes one sample. None for nothing: data in memory then need no loader workers.
-        batch: change a batch, one after the other.
+        sample: transform of one sample, None for none; data in memory then need no loader workers.
+        batch: transforms of a batch, applied in order.
 
     Raises:
-        UserError: where a callable takes other arguments.
+        UserError: if a callable takes other arguments.
 
     Example:
         >>> from framework.ops.transforms import RandomCrop, RandomFlip
@@ -156,10 +152,10 @@ class Augmentation(Plugin):
         "Augmentation(batch=[RandomFlip(probability=0.5, axis='horizontal'), RandomCrop(padding=4, ...)])"
 
     Interacts with:
-        ``Cutout``, ``InputNoise``, ``Mixup``, ``CutMix``: place those after it, so that they see what it made.
+        ``Cutout``, ``InputNoise``, ``Mixup``, ``CutMix``: place those after it, so that they act on augmented samples.
 
     Suggested: for photographs of 32 x 32 flips and crops with padding 4; for digits and drawings crops with padding 2
-    and turns of up to 10 degrees, no flips of digits.
+    and rotations of up to 10 degrees, without flips for digits.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.4; Shorten and Khoshgoftaar (2019), A
     survey on image data augmentation for deep learning.
@@ -172,7 +168,7 @@ class Augmentation(Plugin):
     absent = ({"batch": ()}, {"sample": None})
 
     def check(self) -> None:
-        """Refuse callables that take other arguments."""
+        """Check the arguments that the callables take."""
         if self.sample is not None and not _is_albumentations(self.sample):
             _takes("sample", self.sample, "input", "rng")
         for transform in self.batch:
@@ -181,42 +177,42 @@ class Augmentation(Plugin):
             _takes("batch", transform, "x", "draws")
 
     def answers_at(self, hook: str) -> bool:
-        """Keep samples out of the loader's workers where only batches are changed."""
+        """Answer only at the hooks that are used, so that batch transforms alone need no loader workers."""
         return bool(self.batch) if hook == "transform_batch" else self.sample is not None or hook != "transform_sample"
 
     @functools.cached_property
     def change_sample_(self) -> Callable[[Any, np.random.Generator], Any]:
-        """What is called on one sample: ``sample`` with its way of drawing."""
+        """The transform of one sample, adapted to take a generator."""
         assert self.sample is not None
         if _is_albumentations(self.sample):
-            # a pipeline that two plugins or runs share would be handed each other's generators
+            # a copy, since plugins or runs that share a pipeline would overwrite each other's generators
             return _Albumentations(copy.deepcopy(self.sample))
         return self.sample if _takes("sample", self.sample, "input", "rng") else _Unkeyed(self.sample)
 
     @functools.cached_property
     def change_batch_(self) -> list[tuple[Callable[..., Tensor], str, bool]]:
-        """Each transform of a batch, the name under which it draws, and whether it takes ``draws``."""
+        """Each transform of a batch, the name that keys its draws, and whether it takes ``draws``."""
         seen: Counter[str] = Counter()
         listed = []
         for transform in self.batch:
-            # by name and not by place: one transform more changes no other's draws
+            # keyed by name, not by position: adding a transform does not change the draws of others
             name = _name(transform)
             seen[name] += 1
             listed.append((transform, f"{name}{seen[name]}", _takes("batch", transform, "x", "draws")))
         return listed
 
     def transform_sample(self, sample: Any, rng: np.random.Generator) -> Any:
-        """Return the sample with its input changed."""
+        """Return the sample with its input transformed."""
         if self.sample is None:
             return sample
         x, change = input_of(sample), self.change_sample_
-        if not isinstance(change, _Albumentations):  # which is handed a copy anyway
-            # a copy, since a data set in memory hands out views and a transform may work in place
+        if not isinstance(change, _Albumentations):  # which copies the image itself
+            # a copy, since a data set in memory returns views and a transform may work in place
             x = x.clone() if isinstance(x, Tensor) else x.copy() if isinstance(x, np.ndarray) else x
         return replace(sample, input=change(x, rng))
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
-        """Return the batch with its input changed."""
+        """Return the batch with its input transformed."""
         x = input_of(batch)
         for transform, name, keyed in self.change_batch_:
             if keyed:
@@ -229,7 +225,7 @@ class Augmentation(Plugin):
 
 
 def _is_albumentations(transform: Any) -> bool:
-    # by what it offers, so that nothing need be imported to ask; no other library has this method
+    # by its method, which no other library has, so that albumentations need not be imported
     return not isinstance(transform, type) and hasattr(transform, "set_random_state")
 
 
@@ -238,13 +234,13 @@ def _name(transform: Any) -> str:
 
 
 def _takes(field: str, transform: Any, first: str, second: str) -> bool:
-    """Tell whether a callable takes ``second`` besides its input; refuse one that takes neither way."""
+    """Return whether a callable takes ``second`` besides its input; raise if it can be called neither way."""
     expected = f"must take ({first}) or ({first}, {second})"
     if not callable(transform) or isinstance(transform, type):
         raise UserError(f"Augmentation({field}={transform!r}): {expected}; give a callable")
     try:
         signature = inspect.signature(transform.forward if isinstance(transform, nn.Module) else transform)
-    except ValueError:  # written in C, and silent about what it takes
+    except ValueError:  # a function written in C without a signature
         return False
     if second in signature.parameters:
         return True

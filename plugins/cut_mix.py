@@ -1,4 +1,4 @@
-"""Boxes of one training image pasted into another."""
+"""CutMix: boxes of one training image pasted into another."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.batch import MixedTarget, input_of, replace, target_of
+from framework.data import MixedTarget, input_of, replace, target_of
 from framework.errors import UserError
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative, Probability
 
 Box = tuple[slice, slice]
 
 
 def box_of(weight: float, row: float, column: float, height: int, width: int) -> Box:
-    r"""Return rows and columns of the box that leaves about ``weight`` of an image, clipped at the border.
+    r"""Return the rows and columns of a box that leaves about ``weight`` of an image's area, clipped at the border.
 
     Its sides are :math:`\lfloor H\sqrt{1 - \lambda}\rfloor` and :math:`\lfloor W\sqrt{1 - \lambda}\rfloor` before
     clipping.
 
     Args:
         weight: :math:`\lambda` in [0, 1].
-        row: place of the centre from top (0) to bottom (1).
-        column: place of the centre from left (0) to right (1).
+        row: position of the centre from top (0) to bottom (1).
+        column: position of the centre from left (0) to right (1).
         height: :math:`H` in pixels.
         width: :math:`W` in pixels.
 
@@ -46,7 +45,7 @@ def box_of(weight: float, row: float, column: float, height: int, width: int) ->
 
 
 def cut_mix(x: Tensor, permutation: Tensor, box: Box) -> tuple[Tensor, float]:
-    r"""Return the images with the box of their partners pasted in, and the share of the area that is their own.
+    r"""Paste a box of each image's partner into it; return the images and the share of the area they keep.
 
     .. math:: \tilde x_i = M \odot x_i + (1 - M) \odot x_{\pi(i)}, \qquad \lambda = \operatorname{mean}(M)
 
@@ -77,28 +76,28 @@ class CutMix(Plugin):
 
     :math:`M` is 0 in a box whose area before clipping is :math:`1 - \lambda_0` of the image,
     :math:`\lambda_0 \sim \mathrm{Beta}(\alpha, \alpha)`, with its centre uniform over the image; :math:`\lambda` is the
-    exact share of pixels that stay. The loss is the weighted mean of two losses (:class:`framework.MixedTarget`), so
-    any loss works, and metrics of the training part compare with the clean target :math:`y_i`.
+    exact share of pixels that remain. The loss is the weighted mean of two losses (:class:`framework.MixedTarget`), so
+    any loss works, and training metrics compare with the clean target :math:`y_i`.
 
-    The box is one for an optimizer step, the same in all its micro-batches and ranks. The partners :math:`\pi` permute
-    a micro-batch, whose samples are the only ones at hand: under accumulation or several ranks a step has the same
-    distribution of pairs but for those across micro-batches, not the same bits.
+    There is one box per optimizer step, the same in all its micro-batches and ranks. The partners :math:`\pi` are a
+    permutation within a micro-batch: under accumulation or several ranks a step has the same distribution of pairs
+    except for those across micro-batches, but not the same bits.
 
     Args:
-        alpha: :math:`\alpha` of the Beta distribution; 1 (uniform) in the source. Zero is the limit without mixing.
-        probability: of a step to mix at all; 1 for ImageNet and 0.5 for CIFAR in the source.
+        alpha: :math:`\alpha` of the Beta distribution; 1 (uniform) in the source. Zero is no mixing.
+        probability: probability that a step mixes; 1 for ImageNet and 0.5 for CIFAR in the source.
 
     Raises:
-        UserError: where a setting is out of bounds, or the inputs are no images.
+        UserError: if a setting is out of bounds, or the inputs are not images.
 
     Example:
         >>> CutMix(probability=0.5).describe()
         'CutMix(probability=0.5)'
 
     Interacts with:
-        ``Mixup`` in the same recipe makes mixtures of up to four samples, with the weights multiplied out: correct but
-        strong, and halving both probabilities is the common choice. ``Cutout`` covers part of the boxes, which the
-        weights do not know. Best with long runs; the training loss no longer tends to zero.
+        ``Mixup`` in the same recipe gives mixtures of up to four samples, with weights multiplied: correct but strong;
+        halving both probabilities is common. ``Cutout`` may cover part of a box, which the weights do not account for.
+        Works best in long runs; the training loss no longer tends to zero.
 
     Source: Yun, Han, Oh, Chun, Choe and Yoo (2019), CutMix: Regularization strategy to train strong classifiers with
     localizable features.
@@ -113,11 +112,11 @@ class CutMix(Plugin):
     mixes_targets = True
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what partners from one micro-batch cannot hold."""
+        """Return which guarantees partners from one micro-batch cannot give."""
         return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
-        """Return the batch with a box of its images permuted."""
+        """Return the batch with a box of another image pasted into each image."""
         rng = step.stream(self.name).numpy(step.index)
         if not self.alpha or rng.random() >= self.probability:
             return batch
@@ -129,6 +128,6 @@ class CutMix(Plugin):
         box = box_of(weight, rng.random(), rng.random(), x.shape[-2], x.shape[-1])
         partners = torch.randperm(len(x), generator=step.micro_generator(self, x.device), device=x.device)
         mixed, share = cut_mix(x, partners, box)
-        if share == 1.0:  # a box without a pixel
+        if share == 1.0:  # the box holds no pixel
             return batch
         return replace(batch, input=mixed, target=MixedTarget.of(target_of(batch)).mix(partners, share))

@@ -1,4 +1,4 @@
-"""Squares of zeros in training images."""
+"""Cutout: squares of zeros in training images."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.errors import UserError
-from framework.ops.transforms import Draws, RandomCutout, Size
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.ops.draws import Draws
+from framework.ops.transforms import RandomCutout, Size
+from framework.plugin import Plugin, Step
 from framework.settings import Probability
 
 
 class Cutout(Plugin):
-    r"""Put a square of zeros into each training image, at a place of its own.
+    r"""Set a square at a random place of each training image to zero.
 
     .. math:: x'_{cij} = x_{cij}\,\bigl(1 - \mathbb 1[0 \le i - t < s]\,\mathbb 1[0 \le j - l < s]\bigr)
 
-    with the square's centre uniform over the image's pixels, so that squares near the border are clipped and some image
-    is seen more fully than others, which the source found to matter. The target stays. See
-    :func:`framework.ops.transforms.cutout`.
+    with the square's centre uniform over the image's pixels, so that squares near the border are clipped and some
+    images stay more visible than others, which the source found to matter. The target does not change. See
+    :func:`framework.ops.images.cutout`.
 
     Args:
         size: the square's side :math:`s` in pixels; a quarter to a half of the image's side (16 for CIFAR-10 and 8 for
-            CIFAR-100, both of 32 pixels, in the source). Zero is none.
-        probability: of each image to get a square; 1 in the source. Zero is none.
+            CIFAR-100, both of 32 pixels, in the source). Zero is no square.
+        probability: probability that an image gets a square; 1 in the source.
 
     Raises:
-        UserError: where a setting is out of bounds, or the inputs are no images.
+        UserError: if a setting is out of bounds, or the inputs are not images.
 
     Example:
         >>> Cutout(8).describe()
         'Cutout(size=8)'
 
     Interacts with:
-        Normalization: zero is the mean of inputs that are standardized, black of those that are not. ``Augmentation``'s
-        flips and crops go first, else squares leave the image again. With ``Mixup`` or ``CutMix`` after it, squares
-        are mixed; before it, they cover mixtures.
+        Normalization: zero is the mean of standardized inputs, and black otherwise. Place it after ``Augmentation``,
+        whose crops would move squares out of the image. Placed before ``Mixup`` or ``CutMix``, squares are mixed;
+        placed after them, squares cover mixtures.
 
     Source: DeVries and Taylor (2017), Improved regularization of convolutional neural networks with Cutout.
     """
@@ -50,7 +50,7 @@ class Cutout(Plugin):
     absent = ({"size": 0}, {"probability": 0.0})
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
-        """Return the batch with a square of zeros in each image."""
+        """Return the batch with a square of each image set to zero."""
         if not (self.size and self.probability):
             return batch
         x = input_of(batch)

@@ -1,61 +1,55 @@
-"""Noise on hidden layers."""
+"""Noise on the outputs of hidden layers, including dropout."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-from framework.ops.noise import NoiseKind, Rate, check_rate, disturbed
+from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.ops.patterns import Patterns
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Host, Plugin, Step
 from framework.settings import NonNegative
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
 
 
 class HiddenNoise(Plugin):
-    r"""Disturb the outputs of chosen layers in training.
+    r"""Add noise to the outputs of chosen layers during training.
 
     .. math::
         \tilde h = h + \sigma\varepsilon \quad\text{(gaussian)}, \qquad
         \tilde h = h (1 + \sigma\varepsilon) \quad\text{(multiplicative)}, \qquad
         \tilde h = \frac{h \odot m}{1 - p},\; P(m_i = 0) = p \quad\text{(masking)}
 
-    Each kind leaves the mean as it is, since evaluation sees :math:`h` itself: masking is dropout. Multiplicative noise
-    with :math:`\sigma = \sqrt{p / (1 - p)}` (:func:`framework.ops.noise.dropout_std`) agrees with dropout of rate
-    :math:`p` in mean and variance.
+    Each kind preserves the mean, since evaluation uses :math:`h` itself: masking is dropout. Multiplicative noise with
+    :math:`\sigma = \sqrt{p / (1 - p)}` (:func:`framework.ops.noise.dropout_std`) has the mean and variance of dropout
+    of rate :math:`p`.
 
-    Draws belong to layer, step and sample. A layer that is called several times in one forward meets the same noise at
-    every call with the same shape, which is what a recurrent cell wants (one mask a sequence); give each call a module
-    of its own where draws shall be independent. Of a layer that returns a tuple (``nn.LSTM``) the output sequence is
-    disturbed, not the state. Where the output's first dimension does not run over samples (recurrent layers without
-    ``batch_first``, packed sequences) draws belong to the micro-batch and depend on how a step is cut into them.
+    Draws are keyed by layer, step and sample. A layer that is called several times in one forward gets the same noise
+    at every call with the same shape, which suits a recurrent cell (one mask per sequence); use a module per call for
+    independent draws. Of a layer that returns a tuple (``nn.LSTM``) the output sequence gets the noise, not the state.
+    If the output's first dimension does not run over samples (recurrent layers without ``batch_first``, packed
+    sequences), draws are keyed by micro-batch and depend on how a step is cut.
 
     Args:
         layers: patterns over names or class names of layers, such as ``"ReLU"`` or ``"encoder.*"``.
         std: :math:`\sigma`; in units of the activations (gaussian: 0.1 to 0.5 after a norm layer) or as a share of each
-            (multiplicative: 0.3 to 1). Masking does not read it. Zero is no noise.
+            (multiplicative: 0.3 to 1). Ignored by masking. Zero is no noise.
         kind: ``"gaussian"``, ``"multiplicative"`` or ``"masking"``.
-        rate: :math:`p` in [0, 1), for masking alone; 0.1 to 0.5. Zero is no noise.
+        rate: :math:`p` in [0, 1), for masking only; 0.1 to 0.5 are usual. Zero is no noise.
 
     Raises:
-        UserError: where the strength does not belong to the kind, or a pattern matches no layer.
+        UserError: if the strength does not belong to the kind, or a pattern matches no layer.
 
     Example:
         >>> HiddenNoise("ReLU", std=0.3, kind="multiplicative").describe()
         "HiddenNoise(layers='ReLU', std=0.3, kind='multiplicative')"
 
     Interacts with:
-        ``ActivationSparsity`` at the same layer sees the noise if it stands later in the recipe.
-        Gaussian noise before ReLU can be outgrown by larger weights; pair it with a norm layer or a norm penalty.
+        ``ActivationSparsity`` at the same layer sees the noise if it comes later in the recipe.
+        Larger weights can make gaussian noise before ReLU negligible; combine it with a norm layer or a norm penalty.
 
     Source: Srivastava, Hinton, Krizhevsky, Sutskever and Salakhutdinov (2014), Dropout, section 10 (multiplicative);
     Poole, Sohl-Dickstein and Ganguli (2014), Analyzing noise in autoencoders and deep networks; Goodfellow, Bengio and
     Courville (2016), Deep Learning, sections 7.5 and 7.12; Gal and Ghahramani (2016), A theoretically grounded
-    application of dropout in recurrent neural networks (one mask a sequence).
+    application of dropout in recurrent neural networks (one mask per sequence).
     """
 
     layers: Patterns
@@ -71,14 +65,14 @@ class HiddenNoise(Plugin):
     absent = ({"std": 0.0}, {"std": 0.0}, {"rate": 0.0})
 
     def check(self) -> None:
-        """Refuse masking without a rate, and a rate without masking."""
+        """Check that masking has a rate, and that no other kind has one."""
         check_rate("HiddenNoise", self.kind, self.rate)
 
-    def attach(self, core: Core) -> None:
-        """Choose the layers."""
+    def attach(self, core: Host) -> None:
+        """Select the layers."""
         core.observe(self, self.layers)
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
-        """Return the layer's output with noise."""
+        """Return the layer's output with noise added."""
         std, rate = (None, step.number(self, "rate")) if self.kind == "masking" else (step.number(self, "std"), None)
         return disturbed(x, self.kind, std, rate, plugin=self, step=step, who=layer, rescale=True)

@@ -6,36 +6,36 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.data.batch import input_of, replace
+from framework.data import input_of, replace
 from framework.errors import UserError
-from framework.ops.noise import NoiseKind, Rate, check_rate, disturbed
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative
 
 
 class InputNoise(Plugin):
-    r"""Disturb the inputs of training samples.
+    r"""Add noise to the inputs of training samples.
 
     .. math::
         \tilde x = x + \sigma\varepsilon \quad\text{(gaussian)}, \qquad
         \tilde x = x (1 + \sigma\varepsilon) \quad\text{(multiplicative)}, \qquad
         \tilde x = x \odot m,\; P(m_i = 0) = p \quad\text{(masking)}
 
-    with :math:`\varepsilon \sim \mathcal N(0, I)` drawn anew for each sample and step. To a squared error
+    with :math:`\varepsilon \sim \mathcal N(0, I)` drawn independently for each sample and step. To a squared error
     :math:`\tfrac12(\hat y - y)^2` small gaussian noise adds
     :math:`\tfrac{\sigma^2}{2}\,\mathbb E\lVert\nabla_x \hat y\rVert^2` in expectation; for a linear model that is
     the ridge penalty :math:`\tfrac{\sigma^2}{2}\lVert w\rVert^2`, exactly and for noise of any size. Masking does not
-    rescale what it keeps, the convention of denoising autoencoders; for dropout's see ``HiddenNoise``.
+    rescale the entries it keeps, as is the convention for denoising autoencoders; for that of dropout see
+    ``HiddenNoise``.
 
     Args:
         std: :math:`\sigma`; in units of the inputs (gaussian: 0.05 to 0.3 on standardized inputs) or as a share of each
-            entry (multiplicative). Masking does not read it. Zero is no noise.
+            entry (multiplicative). Ignored by masking. Zero is no noise.
         kind: ``"gaussian"``, ``"multiplicative"`` or ``"masking"``.
-        rate: :math:`p` in [0, 1), for masking alone; 0.1 to 0.5. Zero is no noise.
+        rate: :math:`p` in [0, 1), for masking only; 0.1 to 0.5 are usual. Zero is no noise.
 
     Raises:
-        UserError: where the strength does not belong to the kind, or the inputs are not floating-point numbers.
+        UserError: if the strength does not belong to the kind, or the inputs are not floating-point numbers.
 
     Example:
         >>> InputNoise(0.2).describe()
@@ -44,8 +44,8 @@ class InputNoise(Plugin):
         "InputNoise(kind='masking', rate=0.25)"
 
     Interacts with:
-        Batch augmentation: recipe order decides whether noise is mixed (before ``Mixup``) or added to mixtures (after).
-        Standardize inputs first, since :math:`\sigma` is the same for each of them.
+        Batch augmentation: the order in the recipe decides whether noise is mixed (before ``Mixup``) or added to
+        mixtures (after). Standardize inputs first, since :math:`\sigma` is the same for all of them.
 
     Source: Bishop (1995), Training with noise is equivalent to Tikhonov regularization; Vincent, Larochelle, Bengio and
     Manzagol (2008), Extracting and composing robust features with denoising autoencoders; Goodfellow, Bengio and
@@ -60,11 +60,11 @@ class InputNoise(Plugin):
     absent = ({"std": 0.0}, {"std": 0.0}, {"rate": 0.0})
 
     def check(self) -> None:
-        """Refuse masking without a rate, and a rate without masking."""
+        """Check that masking has a rate, and that no other kind has one."""
         check_rate("InputNoise", self.kind, self.rate)
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
-        """Return the batch with noise on its input."""
+        """Return the batch with noise added to its input."""
         x = input_of(batch)
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             raise UserError(

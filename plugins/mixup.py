@@ -1,4 +1,4 @@
-"""Convex combinations of pairs of training samples."""
+"""Mixup: convex combinations of pairs of training samples."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.batch import MixedTarget, input_of, replace, target_of
+from framework.data import MixedTarget, input_of, replace, target_of
 from framework.errors import UserError
-from framework.plugin import Plugin
-from framework.plugin.step import Step
+from framework.plugin import Plugin, Step
 from framework.settings import NonNegative, Probability
 
 
 def mixup(x: Tensor, permutation: Tensor, weight: float) -> Tensor:
-    r"""Return :math:`\lambda x_i + (1 - \lambda)\,x_{\pi(i)}`.
+    r"""Mix each sample with a partner: :math:`\lambda x_i + (1 - \lambda)\,x_{\pi(i)}`.
 
     Args:
         x: floating-point tensor ``(samples, …)``.
@@ -38,34 +37,34 @@ class Mixup(Plugin):
         J_i = \lambda L(\hat y_i, y_i) + (1 - \lambda) L(\hat y_i, y_{\pi(i)}), \qquad
         \lambda = \max(\lambda', 1 - \lambda'), \quad \lambda' \sim \mathrm{Beta}(\alpha, \alpha)
 
-    The partners are a random permutation, so taking the larger share for :math:`x_i` leaves the distribution of pairs
-    as it is; the clean target is then the one that weighs more, and training metrics can be read.
+    The partners are a random permutation, so giving :math:`x_i` the larger share does not change the distribution of
+    pairs; the clean target is then the one with the larger weight, and training metrics stay meaningful.
 
     The loss is the weighted mean of two losses (:class:`framework.MixedTarget`): for losses linear in the target, such
-    as cross-entropy, that is the loss of the mixed target, and it works for any other. Metrics of the training part
-    compare with the clean target :math:`y_i`.
+    as cross-entropy, that is the loss of the mixed target, and it works for any other. Training metrics compare
+    with the clean target :math:`y_i`.
 
-    :math:`\lambda` is one for an optimizer step, the same in all its micro-batches and ranks. The partners :math:`\pi`
-    permute a micro-batch, whose samples are the only ones at hand: under accumulation or several ranks a step has the
-    same distribution of pairs but for those across micro-batches, not the same bits. A micro-batch of one sample is its
-    own partner.
+    There is one :math:`\lambda` per optimizer step, the same in all its micro-batches and ranks. The partners
+    :math:`\pi` are a permutation within a micro-batch: under accumulation or several ranks a step has the same
+    distribution of pairs except for those across micro-batches, but not the same bits. The only sample of a micro-batch
+    is its own partner.
 
     Args:
         alpha: :math:`\alpha` of the Beta distribution; 0.1 to 0.4 for image classification, 1 (uniform) for small
-            images and long runs. Zero is the limit without mixing.
-        probability: of a step to mix at all.
+            images and long runs. Zero is no mixing.
+        probability: probability that a step mixes.
 
     Raises:
-        UserError: where a setting is out of bounds, or the inputs are not floating-point numbers.
+        UserError: if a setting is out of bounds, or the inputs are not floating-point numbers.
 
     Example:
         >>> Mixup(0.4).describe()
         'Mixup(alpha=0.4)'
 
     Interacts with:
-        ``CutMix`` in the same recipe pastes boxes of mixtures, up to four samples in one, with the weights multiplied
-        out: correct but strong, and halving both probabilities is the common choice. Weight decay can be lower, and the
-        training loss no longer tends to zero, so compare validation losses. Batch normalization sees mixtures.
+        ``CutMix`` in the same recipe pastes boxes of mixtures, up to four samples in one, with weights multiplied:
+        correct but strong; halving both probabilities is common. Weight decay can be lower, and the training loss no
+        longer tends to zero, so compare validation losses. Batch normalization sees mixtures.
 
     Source: Zhang, Cisse, Dauphin and Lopez-Paz (2018), mixup: Beyond empirical risk minimization.
     """
@@ -79,7 +78,7 @@ class Mixup(Plugin):
     mixes_targets = True
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what partners from one micro-batch cannot hold."""
+        """Return which guarantees partners from one micro-batch cannot give."""
         return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")
 
     def transform_batch(self, batch: Any, step: Step) -> Any:

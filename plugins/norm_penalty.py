@@ -1,12 +1,9 @@
-"""Norm penalties on weights: L2, L1, elastic net, any p, group lasso, and L2-SP."""
+"""Norm penalties on weights: L2, L1, elastic net, any p-norm, group lasso, and L2-SP."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,25 +11,15 @@ from torch import Tensor
 
 from framework.errors import UserError, some
 from framework.ops.patterns import Patterns, select_weights
+from framework.ops.proximal import Groups, group_norms, shrink, shrink_groups
 from framework.ops.shards import completed, laid_out_as
-from framework.plugin import Plugin
-from framework.plugin.finding import Finding
+from framework.ops.weights import Weights, split_by_pattern
+from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.settings import Bounds, NonNegative, Probability
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from framework.engine.core import Core
-    from framework.plugin.plan import Plan
-    from framework.plugin.step import Step
-
-Groups = Literal["rows", "columns"]
-
-_IN_CACHE = 1 << 17
 
 
 def norm(weights: list[Tensor], p: float) -> Tensor:
-    r"""Return the norm term over all entries of all tensors.
+    r"""Return the norm penalty over all entries of all tensors.
 
     .. math:: \Omega_p(w) = \frac1p \sum_i |w_i|^p, \qquad \Omega_2 = \tfrac12\|w\|_2^2, \quad \Omega_1 = \|w\|_1
 
@@ -44,7 +31,7 @@ def norm(weights: list[Tensor], p: float) -> Tensor:
 
 
 def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, p: float) -> None:
-    r"""Add :math:`\alpha\nabla\Omega_p` in place.
+    r"""Add the gradient of :func:`norm`, times a strength, in place.
 
     .. math:: (\nabla\Omega_p)_i = \operatorname{sign}(w_i)\,|w_i|^{p-1}, \qquad 0 \text{ at } w_i = 0
     """
@@ -60,110 +47,25 @@ def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: flo
 
 
 def group_norm(weights: list[Tensor], groups: Groups) -> Tensor:
-    r"""Return the group lasso term, a group being a row (what feeds one output unit) or a column of a weight.
+    r"""Return the group lasso penalty, where a group is a row (the inputs of one output unit) or a column of a weight.
 
     .. math:: \Omega(w) = \sum_g \sqrt{n_g}\, \|w_g\|_2, \qquad n_g = \text{entries of group } g
     """
-    return torch.stack([lengths.sum() for lengths in _group_norms(weights, groups, weigh=True)]).sum()
+    return torch.stack([lengths.sum() for lengths in group_norms(weights, groups, weigh=True)]).sum()
 
 
 def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, groups: Groups) -> None:
-    r"""Add :math:`\alpha\nabla\Omega` of :func:`group_norm` in place.
+    r"""Add the gradient of :func:`group_norm`, times a strength, in place.
 
     .. math:: (\nabla\Omega)_g = \sqrt{n_g}\, \frac{w_g}{\|w_g\|_2}, \qquad 0 \text{ at } w_g = 0
     """
-    lengths = _group_norms(weights, groups, weigh=False)
+    lengths = group_norms(weights, groups, weigh=False)
     torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
     torch._foreach_addcdiv_(gradients, weights, lengths, value=alpha)
 
 
-def shrink(weights: list[Tensor], l1: float, l2: float = 0.0) -> None:
-    r"""Take the proximal step of :math:`\lambda_1\|w\|_1 + \tfrac{\lambda_2}2\|w\|_2^2` in place: soft thresholding.
-
-    .. math:: w_i \leftarrow \frac{\operatorname{sign}(w_i)\,\max(|w_i| - \lambda_1, 0)}{1 + \lambda_2}
-
-    Example:
-        >>> w = torch.tensor([3.0, -0.5, -2.0])
-        >>> shrink([w], 1.0); w.tolist()
-        [2.0, 0.0, -1.0]
-    """
-    # w - clip(w, -t, t): three passes, and exact zeros, where sign(w) max(|w| - t, 0) takes five
-    clipped = torch._foreach_clamp_min(weights, -l1)
-    torch._foreach_clamp_max_(clipped, l1)
-    torch._foreach_sub_(weights, clipped)
-    if l2:
-        torch._foreach_div_(weights, 1 + l2)
-
-
-def shrink_groups(weights: list[Tensor], threshold: float, groups: Groups) -> None:
-    r"""Take the proximal step of :math:`\lambda\sum_g\sqrt{n_g}\|w_g\|_2` in place: whole groups become zero.
-
-    .. math:: w_g \leftarrow w_g \max\Bigl(1 - \frac{\lambda\sqrt{n_g}}{\|w_g\|_2},\, 0\Bigr)
-    """
-    factors = _group_norms(weights, groups, weigh=False)
-    torch._foreach_clamp_min_(factors, torch.finfo(factors[0].dtype).tiny)
-    torch._foreach_reciprocal_(factors)
-    torch._foreach_mul_(factors, -threshold)
-    torch._foreach_add_(factors, 1.0)
-    torch._foreach_clamp_min_(factors, 0.0)
-    torch._foreach_mul_(weights, factors)
-
-
-def _group_norms(weights: list[Tensor], groups: Groups, *, weigh: bool) -> list[Tensor]:
-    r"""Return :math:`\sqrt{n_g}\|w_g\|` (weighed) or :math:`\|w_g\| / \sqrt{n_g}`, shaped to broadcast."""
-    kept = 0 if groups == "rows" else 1
-    # torch has no foreach reduction along a dimension: the one loop over tensors here
-    norms = [torch.linalg.vector_norm(w, dim=[d for d in range(w.ndim) if d != kept], keepdim=True) for w in weights]
-    root = [(w.numel() / w.shape[kept]) ** (0.5 if weigh else -0.5) for w in weights]
-    return list(torch._foreach_mul(completed(norms), root))
-
-
-@dataclasses.dataclass
-class _Part:
-    """The weights that share one strength; ``start`` is empty where the penalty is around zero."""
-
-    pattern: str
-    names: list[str]
-    weights: list[Tensor]
-    start: list[Tensor] = dataclasses.field(default_factory=list)
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each weight with its name."""
-        return zip(self.names, self.weights, strict=True)
-
-    def offset(self) -> list[Tensor]:
-        """Return w - w₀: the weights themselves, or a new list of differences."""
-        return list(torch._foreach_sub(self.weights, self.start)) if self.start else self.weights
-
-    def only(self, chosen: Sequence[bool]) -> _Part:
-        """Return the part with the chosen weights alone."""
-        names, weights, start = self.names, self.weights, self.start
-        return _Part(self.pattern, [*compress(names, chosen)], [*compress(weights, chosen)], [*compress(start, chosen)])
-
-    def trained(self) -> _Part:
-        """Return the part without frozen weights, each with a gradient."""
-        for weight in self.weights:
-            if weight.grad is None and weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-        return self.only([weight.grad is not None for weight in self.weights])
-
-    def cut(self, limit: float) -> Iterator[_Part]:
-        """Yield parts of about ``limit`` entries, or of one weight that has more."""
-        low, size = 0, 0
-        for high, weight in enumerate(self.weights):
-            if high > low and size + weight.numel() > limit:
-                yield self._between(low, high)
-                low, size = high, 0
-            size += weight.numel()
-        if self.weights:
-            yield self._between(low, len(self.weights))
-
-    def _between(self, low: int, high: int) -> _Part:
-        return _Part(self.pattern, self.names[low:high], self.weights[low:high], self.start[low:high])
-
-
 class NormPenalty(Plugin):
-    r"""Keep weights small, few, or near where they started: a norm of them is added to the objective.
+    r"""Add a norm of the weights to the objective, which keeps them small, sparse, or near their starting point.
 
     .. math:: \tilde J = J + \alpha\,\Omega(w)
 
@@ -174,37 +76,37 @@ class NormPenalty(Plugin):
             \sum_g \sqrt{n_g}\|w_g\|_2                               & \text{group lasso}
         \end{cases}
 
-    with :math:`w - w_0` in place of :math:`w` where the penalty is around the starting point :math:`w_0` (L2-SP for
-    p = 2). The gradient is written down, added to the data loss's gradient once an optimizer step, and Ω itself is
-    worked out only when it is logged. At 0, where ‖·‖₁ and ‖·‖₂ have no gradient, it is 0. A trainable weight that
-    the step did not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing.
+    with :math:`w - w_0` in place of :math:`w` if the penalty is around the starting point :math:`w_0` (L2-SP if p = 2).
+    The gradient, in closed form, is added to that of the data loss once per optimizer step, and Ω itself is computed
+    only when it is logged. At 0, where ‖·‖₁ and ‖·‖₂ have no gradient, 0 is used. A trainable weight that the step did
+    not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing.
 
-    ``proximal`` minimizes the term by its proximal operator after each update, with the learning rate η of the
-    weight's parameter group, instead of by its gradient. For p = 1 and group lasso that gives exact zeros:
+    ``proximal`` applies the penalty's proximal operator after each update, with the learning rate η of the weight's
+    parameter group, instead of adding its gradient. For p = 1 and group lasso that gives exact zeros:
 
     .. math:: w \leftarrow \operatorname{prox}_{\eta\alpha\Omega}(w)
 
     Args:
-        alpha: strength α, or a mapping from patterns over weights to strengths, of which the first match holds and
-            the rest of the weights go free. Try 1e-5 to 1e-3 for p = 2 and 1e-6 to 1e-4 for p = 1 and groups, 1e-3
-            to 1e-1 around the start.
+        alpha: strength α, or a mapping from patterns over weights to strengths, where the first match applies and
+            weights without a match are not penalized. Try 1e-5 to 1e-3 for p = 2, 1e-6 to 1e-4 for p = 1 and groups,
+            1e-3 to 1e-1 around the start.
         p: exponent of the norm, at least 1.
         l1_ratio: r of the elastic net, from 0 (L2) to 1 (L1); None for the p-norm.
         groups: group lasso over ``"rows"`` (output units: the first dimension) or ``"columns"`` (inputs: the second).
-        around: ``"zero"``, or ``"start"`` for the weights as they are when the run starts, such as pretrained ones.
-        proximal: proximal step in place of the gradient; p = 1, p = 2, elastic net and group lasso.
-        weights: patterns of the weights that are penalized, of those that train when the run starts.
+        around: ``"zero"``, or ``"start"`` for the weights at the start of the run, such as pretrained ones.
+        proximal: proximal step in place of the gradient; for p = 1, p = 2, elastic net and group lasso.
+        weights: patterns of the weights to penalize, among those that are trainable at the start of the run.
         biases: penalize biases and norm gains too.
-        scale: a factor on every α, for a :class:`~plugins.strength_schedule.StrengthSchedule` to move.
+        scale: a factor on every α, which a :class:`~plugins.strength_schedule.StrengthSchedule` can vary.
 
     Raises:
-        UserError: where settings contradict one another, or a pattern matches no weight.
+        UserError: if settings contradict one another, or a pattern matches no weight.
 
     Example:
         >>> NormPenalty({"head.*": 0.0, "*": 1e-4}, p=1, proximal=True).describe()
         "NormPenalty(alpha={'head.*': 0.0, '*': 0.0001}, p=1, proximal=True)"
 
-    Interacts with: clipping, which sees the term's gradient as well; adaptive optimizers, which rescale it, so that
+    Interacts with: clipping, which includes the penalty's gradient; adaptive optimizers, which rescale it, so that
     under Adam L2 is not decoupled decay (``Optimizer(weight_decay=...)``), while a proximal step is decoupled.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, sections 7.1 and 7.2; Zou and Hastie (2005) for the
@@ -233,11 +135,11 @@ class NormPenalty(Plugin):
     absent = ({"alpha": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what a proximal step cannot hold."""
+        """Return which guarantees a proximal step cannot give."""
         return {"slope": "the proximal step takes the place of the gradient"} if self.proximal else {}
 
     def check(self) -> None:
-        """Refuse settings that contradict one another."""
+        """Raise an error if settings contradict one another."""
         if isinstance(self.alpha, dict) and not self.alpha:
             raise UserError("NormPenalty(alpha={}): alpha names no weights; give a number, or {pattern: strength}")
         if self.l1_ratio is not None and self.groups is not None:
@@ -248,21 +150,25 @@ class NormPenalty(Plugin):
         if self.groups is not None and self.biases:
             raise UserError("NormPenalty(groups=, biases=True): a bias has no rows or columns; leave biases out")
         if self.proximal and self.p not in (1, 2):
-            raise UserError(
-                f"NormPenalty(p={self.p}, proximal=True): its proximal step has no closed form; p is 1 or 2"
-            )
+            raise UserError(f"NormPenalty(p={self.p}, proximal=True): no closed form for this p; use p=1 or p=2")
 
-    def attach(self, core: Core) -> None:
-        """Resolve the patterns and remember the starting point."""
-        chosen = self._select(core.model)
-        self.shares_: list[tuple[int, _Part]] | None = None
-        self.pieces_: list[_Part] | None = None
-        self.parts_ = [_Part(pattern, list(named), [*named.values()]) for pattern, named in chosen.items()]
+    def attach(self, core: Host) -> None:
+        """Select the weights and store their starting point."""
+        who = f"NormPenalty(weights={self.weights!r})"
+        chosen = select_weights(core.model, self.weights, who=who, biases=self.biases)
+        if isinstance(self.alpha, dict):
+            self.parts_ = split_by_pattern(
+                core.model, chosen, self.alpha, who="NormPenalty(alpha=)", biases=self.biases
+            )
+        else:
+            self.parts_ = [Weights("", list(chosen), [*chosen.values()])]
+        self.shares_: list[tuple[int, Weights]] | None = None
+        self.pieces_: list[Weights] | None = None
         if self.around == "start":
             self._start_at({name: w.detach().clone() for part in self.parts_ for name, w in part.named()})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow the weights, which Lightning has moved to their device by now."""
+        """Move the starting point to the weights' device, where Lightning has moved them."""
         if self.around == "start":
             self._start_at(self.state_dict()["start"])
 
@@ -271,24 +177,8 @@ class NormPenalty(Plugin):
             part.start = [laid_out_as(start[name].to(weight), weight) for name, weight in part.named()]
         self.shares_ = self.pieces_ = None
 
-    def _select(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Return the weights by name, by the pattern that gives them their strength."""
-        chosen = select_weights(model, self.weights, who=f"NormPenalty(weights={self.weights!r})", biases=self.biases)
-        if not isinstance(self.alpha, dict):
-            return {"": chosen}
-        selected: dict[str, dict[str, nn.Parameter]] = {}
-        for pattern in self.alpha:
-            found = select_weights(model, pattern, who="NormPenalty(alpha=)", biases=self.biases)
-            selected[pattern] = {name: chosen.pop(name) for name in found if name in chosen}
-            if not selected[pattern]:
-                raise UserError(
-                    f"NormPenalty(alpha=): pattern {pattern!r} gets no weight that is left; the first match holds, so"
-                    " move it up, or widen weights="
-                )
-        return selected
-
     def lint(self, plan: Plan) -> Iterator[Finding]:
-        """Tell L2 beside the optimizer's decay, and a norm that another plugin adds as well."""
+        """Report L2 in addition to weight decay, and a norm that another plugin adds too."""
         l2 = 1.0 - self.l1_ratio if self.l1_ratio is not None else float(self.p == 2 and self.groups is None)
         both: dict[tuple[float, float], list[str]] = {}
         for name, (weight, alpha) in self._strengths().items():
@@ -313,11 +203,10 @@ class NormPenalty(Plugin):
         return self.p, self.l1_ratio, self.groups, self.around
 
     def _strengths(self) -> dict[str, tuple[Tensor, float]]:
-        """Return what is penalized, by name: the weight and its strength."""
-        parts = [(part, self._strength(part)) for part in self.parts_]
-        return {name: (weight, alpha) for part, alpha in parts if alpha for name, weight in part.named()}
+        """Return the penalized weights with their strengths, by name."""
+        return {name: (w, alpha) for part in self.parts_ if (alpha := self._strength(part)) for name, w in part.named()}
 
-    def _strength(self, part: _Part) -> float:
+    def _strength(self, part: Weights) -> float:
         return self.scale * (self.alpha[part.pattern] if isinstance(self.alpha, dict) else self.alpha)
 
     def weight_penalty(self, step: Step) -> Tensor:
@@ -340,18 +229,13 @@ class NormPenalty(Plugin):
         if self.proximal:
             return
         if self.pieces_ is None:
-            self.pieces_ = [piece for part in self.parts_ for piece in part.cut(self._limit())]
+            self.pieces_ = [piece for part in self.parts_ for piece in part.cut()]
         for part in self.pieces_:
             alpha = self._strength(part)
-            if alpha:  # strength 0 is absence, to the bit: not even 0 is added
+            if alpha:  # strength 0 is bit-identical to no penalty: not even 0 is added
                 self._add_gradient(part, alpha)
 
-    def _limit(self) -> float:
-        """Return how many entries to work on at once."""
-        # several passes over what stays in a processor's cache cost half of passes over everything in turn
-        return _IN_CACHE if all(part.weights[0].device.type == "cpu" for part in self.parts_) else math.inf
-
-    def _add_gradient(self, part: _Part, alpha: float) -> None:
+    def _add_gradient(self, part: Weights, alpha: float) -> None:
         gradients = [weight.grad for weight in part.weights]
         if any(gradient is None for gradient in gradients):
             part = part.trained()
@@ -359,7 +243,7 @@ class NormPenalty(Plugin):
         if gradients:
             self._add_slope(cast(list[Tensor], gradients), part, alpha)
 
-    def _add_slope(self, gradients: list[Tensor], part: _Part, alpha: float) -> None:
+    def _add_slope(self, gradients: list[Tensor], part: Weights, alpha: float) -> None:
         if self.groups is not None:
             add_group_gradient(gradients, part.offset(), alpha, self.groups)
         elif self.l1_ratio is not None:
@@ -373,26 +257,20 @@ class NormPenalty(Plugin):
             add_norm_gradient(gradients, part.offset(), alpha, self.p)
 
     def after_update(self, step: Step) -> None:
-        """Take the proximal step, with the learning rate that the update took."""
+        """Apply the proximal operator, with the learning rate of the update."""
         if not self.proximal:
             return
         assert step.optimizer is not None
         groups = step.optimizer.param_groups
         if self.shares_ is None:
-            owner = {id(weight): index for index, group in enumerate(groups) for weight in group["params"]}
-            owned = [[owner.get(id(weight)) for weight in part.weights] for part in self.parts_]
-            self.shares_ = [
-                (index, piece)
-                for part, owners in zip(self.parts_, owned, strict=True)
-                for index in sorted({who for who in owners if who is not None})
-                for piece in part.only([who == index for who in owners]).cut(self._limit())
-            ]
+            owned = [share for part in self.parts_ for share in part.by_group(groups)]
+            self.shares_ = [(index, piece) for index, share in owned for piece in share.cut()]
         for index, part in self.shares_:
             amount = float(groups[index]["lr"]) * self._strength(part)
             if amount:
                 self._shrink(part, amount)
 
-    def _shrink(self, part: _Part, amount: float) -> None:
+    def _shrink(self, part: Weights, amount: float) -> None:
         offset = part.offset()
         if self.groups is not None:
             shrink_groups(offset, amount, self.groups)
@@ -403,13 +281,13 @@ class NormPenalty(Plugin):
             torch._foreach_copy_(part.weights, torch._foreach_add(part.start, offset))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the starting point, which a resumed run cannot know otherwise."""
+        """Return the starting point, which a resumed run could not reconstruct."""
         parts = getattr(self, "parts_", [])
         start = {name: w for part in parts if part.start for name, w in zip(part.names, part.start, strict=True)}
         return {"start": start} if start else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the starting point over from a checkpoint."""
+        """Load the starting point from a checkpoint."""
         if self.around == "start":
             start = state_dict.get("start", {})
             if absent := [name for part in self.parts_ for name in part.names if name not in start]:

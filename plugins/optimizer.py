@@ -1,4 +1,4 @@
-"""The optimizer: which class, which groups of parameters, and how gradients are clipped."""
+"""The optimizer: its class, its parameter groups, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,23 @@ from framework.errors import UserError, did_you_mean
 from framework.ops.clip import clip_by_norm_
 from framework.ops.muon import Muon
 from framework.ops.patterns import Patterns, is_weight, select_weights
-from framework.plugin import Plugin
+from framework.plugin import Host, Plugin, Step
 from framework.settings import NonNegative, Positive
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.step import Step
 
 _log = logging.getLogger(__name__)
 _OWN = ("lr", "weight_decay", "fused")
-# torch has no operators for these on sharded tensors, or they would move each part by itself
+# torch lacks the operators for these on sharded tensors, or they would update each shard by itself
 _WHOLE = ("Adafactor", "LBFGS", "Muon", "Rprop")
 _SCALES = ("lr_scale", "decay_scale")
 
 
 def optimizer_class(cls: type | str) -> type[torch.optim.Optimizer]:
-    """Return an optimizer class by name of ``torch.optim``, by dotted path, or as it is; Muon's is the joint one.
+    """Return an optimizer class given by name in ``torch.optim``, by dotted path, or as a class.
+
+    For torch's Muon this is :class:`framework.ops.muon.Muon`, which moves the other parameters by AdamW.
 
     Raises:
-        UserError: where there is no such class.
+        UserError: if there is no such class.
 
     Example:
         >>> optimizer_class("AdamW").__name__
@@ -64,12 +62,12 @@ def _is_optimizer(one: Any) -> bool:
 def why_not_fused(
     cls: type[torch.optim.Optimizer], options: Mapping[str, Any], parameters: Collection[Tensor], *, sparse: bool
 ) -> str | None:
-    """Return why the fused kernel cannot move these parameters, None where it can.
+    """Return why the fused kernel cannot update these parameters, None if it can.
 
     Args:
         cls: the optimizer's class.
         options: further arguments of the class.
-        parameters: what it will move, on the devices where it will.
+        parameters: the parameters, on the devices they are trained on.
         sparse: whether some gradients will be sparse.
 
     Example:
@@ -96,43 +94,44 @@ def why_not_fused(
 
 
 class Optimizer(Plugin):
-    r"""Choose how the weights move: the optimizer, its groups of parameters, and clipping.
+    r"""Set the optimizer, its parameter groups, and gradient clipping.
 
-    With decoupled decay (AdamW, Muon) an update is, for the direction d that the optimizer makes of the gradients,
+    With decoupled decay (AdamW, Muon) an update is, with d the optimizer's direction,
 
     .. math:: \theta_{t+1} = (1 - \eta\lambda)\,\theta_t - \eta\, d_t
 
-    while under SGD, Adam and most others ``weight_decay`` adds :math:`\lambda\theta` to the gradient. The decay λ is
-    for weights: biases, norm gains and other parameters of one dimension have λ = 0. Clipping by norm scales all
-    gradients by one factor and logs the norm before it as ``grad_norm``; clipping by value is entry by entry:
+    while under SGD, Adam and most others ``weight_decay`` adds :math:`\lambda\theta` to the gradient. The decay λ
+    applies to weights only: biases, norm gains and other parameters of one dimension have λ = 0. Clipping by norm
+    scales all gradients by one factor and logs the norm before it as ``grad_norm``; by value it is entry by entry:
 
     .. math:: g \leftarrow g\,\min\Bigl(1, \frac{c}{\|g\|_2}\Bigr) \qquad\text{or}\qquad
               g_i \leftarrow \min(\max(g_i, -c), c)
 
     Args:
         cls: a class of ``torch.optim`` or a third party's, or its name (``"SGD"``, ``"package.module.Class"``).
-            ``"Muon"`` moves hidden matrices by Muon and the rest by AdamW, see :class:`framework.ops.muon.Muon`.
+            ``"Muon"`` uses Muon for hidden matrices and AdamW for the rest, see :class:`framework.ops.muon.Muon`.
         lr: learning rate η; 1e-3 suits AdamW and Muon, 0.01 to 0.1 SGD with momentum.
         weight_decay: λ; 1e-2 to 1e-1 is usual with AdamW, 1e-4 to 5e-4 with SGD.
         options: further arguments of the class, such as ``{"momentum": 0.9, "nesterov": True}``.
-        groups: by pattern over parameters or layers, of which the first match holds, factors on η and λ:
+        groups: factors on η and λ by pattern over parameters or layers, where the first match applies:
             ``{"head.*": {"lr_scale": 10.0, "decay_scale": 0.0}}``.
-        decay_biases: let biases and norm gains decay too.
-        adamw: with Muon, patterns of matrices that AdamW is to move, commonly the output head; it moves embeddings
-            in any case, which are tables and no linear maps.
-        fused: the fused kernel, some five times as fast on a CPU; None for torch's own classes where it works.
-        clip_norm: c, the largest Euclidean norm of all gradients together; 1.0 is usual.
-        clip_value: c, the largest size of any entry of a gradient.
+        decay_biases: apply decay to biases and norm gains too.
+        adamw: with Muon, patterns of matrices for AdamW, commonly the output head; embeddings, which are tables
+            rather than linear maps, always use AdamW.
+        fused: use the fused kernel, some five times as fast on a CPU; None to use it for torch's own classes where
+            it works.
+        clip_norm: c, the largest global Euclidean norm of the gradients; 1.0 is usual.
+        clip_value: c, the largest absolute value of any entry of a gradient.
 
     Raises:
-        UserError: where class, option or group are unknown, or a pattern matches nothing.
+        UserError: if a class, option or group factor is unknown, or a pattern matches nothing.
 
     Example:
         >>> Optimizer("SGD", lr=0.1, weight_decay=5e-4, options={"momentum": 0.9}, clip_norm=1.0).describe()
         "Optimizer(cls='SGD', lr=0.1, weight_decay=0.0005, options={'momentum': 0.9}, clip_norm=1.0)"
 
-    Interacts with: ``Schedule``, which moves η (the groups keep their factors; ``lr`` is read once, so a
-    ``StrengthSchedule`` of it is refused); ``NormPenalty``, whose L2 is the same as decay under SGD only.
+    Interacts with: ``Schedule``, which varies η (groups keep their factors; ``lr`` is read once, so a
+    ``StrengthSchedule`` of it is an error); ``NormPenalty``, whose L2 equals weight decay under SGD only.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, chapter 8 and section 10.11.1 (clipping);
     Loshchilov and Hutter (2019), Decoupled weight decay regularization.
@@ -165,7 +164,7 @@ class Optimizer(Plugin):
     )
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what an optimizer that needs weights whole, or evaluates the objective itself, cannot hold."""
+        """Return which guarantees an optimizer on unsharded weights, or one with a closure, cannot give."""
         cls = optimizer_class(self.cls)
         limits = {"sharded": f"{cls.__name__} needs each weight whole"} if cls.__name__ in _WHOLE else {}
         closure = inspect.signature(cls.step).parameters.get("closure")
@@ -175,7 +174,7 @@ class Optimizer(Plugin):
         return limits | dict.fromkeys(("undone", "norms"), reason)
 
     def check(self) -> None:
-        """Check the options against the class's signature, and what excludes one another."""
+        """Check the options against the class's signature, and for contradictions."""
         cls = optimizer_class(self.cls)
         parameters = inspect.signature(cls).parameters
         known = set(parameters) - {"params", *_OWN}
@@ -183,7 +182,7 @@ class Optimizer(Plugin):
         for name in self.options:
             what = f"Optimizer(options={{{name!r}: ...}})"
             if name in _OWN:
-                raise UserError(f"{what}: {name} is a setting itself; say Optimizer({name}=...)")
+                raise UserError(f"{what}: {name} is a setting of its own; give Optimizer({name}=...)")
             if name not in known and not takes_all:
                 raise UserError(f"{what}: {cls.__name__} has no such argument{did_you_mean(name, known)}")
         for name in ("lr", "weight_decay"):
@@ -196,13 +195,13 @@ class Optimizer(Plugin):
                 raise UserError(f"{what}: no such factor{did_you_mean(unknown, _SCALES)}")
         if self.adamw and cls is not Muon:
             raise UserError(
-                f"Optimizer(adamw={self.adamw!r}): it parts matrices between Muon and AdamW; with cls='Muon' only"
+                f"Optimizer(adamw={self.adamw!r}): it divides matrices between Muon and AdamW; needs cls='Muon'"
             )
         if self.clip_norm is not None and self.clip_value is not None:
-            raise UserError("Optimizer(clip_norm=, clip_value=): gradients are clipped in one way; leave one out")
+            raise UserError("Optimizer(clip_norm=, clip_value=): clip gradients by norm or by value; leave one out")
 
-    def attach(self, core: Core) -> None:
-        """Sort the parameters: what decays, what Muon moves, and which group has them."""
+    def attach(self, core: Host) -> None:
+        """Classify the parameters: which decay, which Muon updates, and which group factors apply."""
         self.decaying_: set[int] = set()
         self.matrices_: set[int] = set()
         self.sparse_ = False
@@ -223,7 +222,7 @@ class Optimizer(Plugin):
                 self.pattern_.setdefault(id(parameter), pattern)
 
     def group_parameters(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Split the groups by learning rate, decay, and who moves them."""
+        """Split the groups by learning rate, decay, and update rule."""
         joint = optimizer_class(self.cls) is Muon
         split: list[dict[str, Any]] = []
         for group in groups:
@@ -241,7 +240,7 @@ class Optimizer(Plugin):
         return split
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """Make the optimizer, fused where that works."""
+        """Create the optimizer, fused where that works."""
         cls = optimizer_class(self.cls)
         options = dict(self.options)
         ours = cls.__module__.startswith("torch.optim") or cls is Muon
@@ -264,7 +263,7 @@ class Optimizer(Plugin):
             raise UserError(f"{self.describe()}: {error}") from error
 
     def clip_gradients(self, step: Step) -> bool:
-        """Clip by norm or by value, where one of them is set."""
+        """Clip gradients by norm or by value if one of them is set."""
         if self.clip_norm is None and self.clip_value is None:
             return False
         assert step.optimizer is not None

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization."""
+"""Sharpness-aware minimization (SAM): the gradient at the worst weights nearby."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from framework import Core, Plugin, Step
 from framework.ops.patterns import Patterns, select_weights
+from framework.plugin import Host, Plugin, Step
 from framework.settings import NonNegative
 
 
 def ascent_(weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, adaptive: bool, eta: float) -> None:
-    r"""Turn gradients in place into the step to the worst weights nearby, to first order.
+    r"""Turn gradients in place into the step to the worst weights in a neighbourhood, to first order.
 
     .. math::
 
         \epsilon = \rho\, \frac{g}{\lVert g \rVert_2}, \qquad
         \epsilon_{\text{adaptive}} = \rho\, \frac{T^2 g}{\lVert T g \rVert_2}, \quad T = \lvert w \rvert + \eta
 
-    The steps are all zero where the gradient is.
+    If the gradient is zero, so are the steps.
 
     Args:
         weights: the weights w.
-        gradients: their gradients g, shaped alike.
+        gradients: their gradients g, of the same shapes.
         rho: radius of the neighbourhood.
-        adaptive: measure the neighbourhood relative to each weight's size.
-        eta: added to the size of weights near zero.
+        adaptive: scale the neighbourhood by the size of each weight.
+        eta: added to the size of each weight, for weights near zero.
 
     Example:
         >>> g = [torch.tensor([3.0, 4.0])]
@@ -46,22 +46,23 @@ def ascent_(weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, 
 
 
 class SAM(Plugin):
-    r"""Takes the gradient at the worst weights nearby, which prefers flat minima.
+    r"""Use the gradient at the worst weights nearby, which favours flat minima.
 
     .. math:: \theta \leftarrow \theta - \lambda\, \nabla \tilde J(\theta + \epsilon(\theta))
 
     with :math:`\epsilon` as in :func:`ascent_`. The gradient is evaluated twice over all micro-batches of the step,
-    with the same random draws, so a step costs two; running statistics and logs see the first evaluation alone. It is
-    the whole step's gradient that is followed, over micro-batches and ranks (m-sharpness with m the whole batch).
+    with the same random draws, so a step costs twice as much; running statistics and logs use the first evaluation
+    only. The ascent follows the gradient of the whole step, over micro-batches and ranks (m-sharpness with m the whole
+    batch).
 
-    Interactions: exact under accumulation, mixed precision and ranks. Terms that other plugins add once an update
-    (``NormPenalty``) are not part of the ascent and count once. Takes the place of any other second gradient. Costs one
-    copy of the weights, with ``adaptive`` another for a moment.
+    Interactions: exact under accumulation, mixed precision and several ranks. Terms that other plugins add once per
+    update (``NormPenalty``) are not part of the ascent and count once. Excludes any other second gradient. Costs one
+    copy of the weights, with ``adaptive`` a second one temporarily.
 
     Args:
-        rho: radius; 0.05 as a rule, 0.5 to 2 with ``adaptive``.
-        adaptive: ASAM, whose radius does not depend on the scale of the weights.
-        eta: ASAM's floor of a weight's size.
+        rho: radius of the neighbourhood; usually 0.05, or 0.5 to 2 with ``adaptive``.
+        adaptive: ASAM, which is invariant to the scale of the weights.
+        eta: added to the size of each weight in ASAM.
         weights: patterns of the weights to perturb.
 
     Example:
@@ -81,8 +82,8 @@ class SAM(Plugin):
     examples = ({"rho": 0.5}, {"rho": 2.0, "adaptive": True})
     absent = ({"rho": 0.0},)
 
-    def attach(self, core: Core) -> None:
-        """Find the weights to perturb, biases and norm gains included."""
+    def attach(self, core: Host) -> None:
+        """Select the weights to perturb, including biases and norm gains."""
         found = select_weights(core.model, self.weights, who=self.describe(), biases=True)
         self.weights_ = list(found.values())
 
@@ -93,7 +94,7 @@ class SAM(Plugin):
         again(lambda: self._climb(step))
 
     def _climb(self, step: Step) -> None:
-        # the first gradient is dropped when the second is evaluated, and so serves as the step: no copy of its size
+        # the first gradient is dropped when the second is evaluated, so its memory can hold the step
         moved = [weight for weight in self.weights_ if weight.grad is not None]
         steps = [weight.grad for weight in moved if weight.grad is not None]
         ascent_([weight.detach() for weight in moved], steps, self.rho, self.adaptive, self.eta)

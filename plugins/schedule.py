@@ -1,4 +1,4 @@
-"""The learning rate over the run: warm-up and curve, one-cycle, plateau, or any scheduler of torch's."""
+"""Learning rate schedules: warm-up and curve, one-cycle, plateau, or any scheduler of torch's."""
 
 from __future__ import annotations
 
@@ -7,41 +7,36 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim import lr_scheduler
 
 from framework.errors import UserError, did_you_mean
-from framework.plugin import Plugin
-from framework.plugin.finding import Finding
+from framework.plugin import Finding, Host, Plan, Plugin
 from framework.settings import Bounds, NonNegative, Positive, PositiveInt, Probability
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.plan import Plan
 
 Span = Annotated[int, Bounds(low=0)] | Probability
 Factor = Callable[[int], float]
 
 
 def warm_up(s: int, warmup: int) -> float:
-    r"""Return the linear rise :math:`\min(1, \frac{s + 1}{w + 1})`: above 0 from the first step, 1 after w steps."""
+    r"""Return the linear rise :math:`\min(1, \frac{s + 1}{w + 1})`: above 0 from the first step on, 1 after w steps."""
     return min(1.0, (s + 1) / (warmup + 1))
 
 
 def linear(t: float, end: float) -> float:
-    r"""Return :math:`1 - (1 - e)\,t`."""
+    r"""Return the linear fall from 1 to e: :math:`1 - (1 - e)\,t`."""
     return 1 - (1 - end) * t
 
 
 def cosine(t: float, end: float) -> float:
-    r"""Return half a wave from 1 to e: :math:`e + \frac{1 - e}2 (1 + \cos \pi t)`."""
+    r"""Return half a cosine wave from 1 to e: :math:`e + \frac{1 - e}2 (1 + \cos \pi t)`."""
     return end + (1 - end) * (1 + math.cos(math.pi * t)) / 2
 
 
 def one_cycle(t: float, rise: float, end: float, start: float = 0.04) -> float:
-    r"""Return half a wave from ``start`` up to 1 at ``t = rise``, then half a wave down to ``end`` at ``t = 1``.
+    r"""Return half a cosine wave from ``start`` up to 1 at ``t = rise``, then another down to ``end`` at ``t = 1``.
 
     Example:
         >>> one_cycle(0.0, 0.3, 0.0), one_cycle(0.3, 0.3, 0.0), one_cycle(1.0, 0.3, 0.0)
@@ -50,7 +45,7 @@ def one_cycle(t: float, rise: float, end: float, start: float = 0.04) -> float:
     return cosine(1 - t / rise, start) if t < rise else cosine((t - rise) / (1 - rise), end)
 
 
-# the settings that each kind reads, and those it cannot do without
+# the settings that each kind reads; _NEEDS has those that it requires
 _READS: dict[str, tuple[str, ...]] = {
     "constant": ("warmup",),
     "linear": ("warmup", "end"),
@@ -62,16 +57,18 @@ _READS: dict[str, tuple[str, ...]] = {
 }
 _CLASS_READS: dict[type, tuple[str, ...]] = {
     lr_scheduler.ReduceLROnPlateau: ("options", "monitor"),
-    lr_scheduler.OneCycleLR: ("options",),  # it warms up itself
+    lr_scheduler.OneCycleLR: ("options",),  # it has a warm-up of its own
 }
 _NEEDS: dict[str, tuple[str, ...]] = {"step": ("period",), "multi_step": ("milestones",), "exponential": ("gamma",)}
 
 
 def scheduler_class(kind: type | str) -> type[lr_scheduler.LRScheduler] | None:
-    """Return a scheduler class by name of ``torch.optim.lr_scheduler``, by dotted path, or as it is; None for a curve.
+    """Return a scheduler class given by name in ``torch.optim.lr_scheduler``, by dotted path, or as a class.
+
+    None stands for one of the curves of :class:`Schedule`.
 
     Raises:
-        UserError: where there is no such curve or class.
+        UserError: if there is no such curve or class.
 
     Example:
         >>> scheduler_class("plateau").__name__, scheduler_class("cosine")
@@ -102,12 +99,12 @@ def _is_scheduler(one: Any) -> bool:
 
 
 class Schedule(Plugin):
-    r"""Move the learning rate over the run: warm-up and curve, one cycle, plateau, or any scheduler of torch's.
+    r"""Set the learning rate over the run: warm-up and curve, one cycle, plateau, or any scheduler of torch's.
 
     .. math:: \eta_s = \eta\, f(s)
 
-    with the same factor f for every parameter group.
-    With s the steps (or epochs) done of n, w of them warm-up, and t = (s - w) / (n - w) the share done after it:
+    with the same factor f for every parameter group. With s of n steps (or epochs) done, w of them warm-up, and
+    t = (s - w) / (n - w) the completed share of the rest:
 
     .. math::
         f(s) = \min\Bigl(1, \frac{s + 1}{w + 1}\Bigr) \cdot \begin{cases}
@@ -120,23 +117,23 @@ class Schedule(Plugin):
         \end{cases}
 
     ``one_cycle`` rises by half a cosine wave from 0.04 to 1 during the warm-up and falls by another to e; ``plateau``
-    lowers the rate when the monitored metric stops falling. Lengths are whole numbers of steps (or epochs), or, with
-    a decimal point, shares of the run: ``warmup=500`` or ``warmup=0.05``.
+    lowers the rate when the monitored metric stops falling. Lengths are integers, in steps (or epochs), or floats,
+    as shares of the run: ``warmup=500`` or ``warmup=0.05``.
 
     Args:
         kind: one of the above, or a scheduler class of ``torch.optim.lr_scheduler`` or a third party's, or its name.
-        warmup: length w of the warm-up, 0.02 to 0.1 of the run as a rule; 0 is none, but 0.3 for ``one_cycle``.
+        warmup: length w of the warm-up, usually 0.02 to 0.1 of the run; 0 is none, but for ``one_cycle`` it means 0.3.
         end: e, the factor at the end of the run.
-        period: length of a stair of ``step``.
-        milestones: where ``multi_step`` falls.
-        gamma: γ, the factor of a fall; 0.1 unless set, ``exponential`` needs one.
-        monitor: what ``plateau`` watches.
+        period: length between two falls of ``step``.
+        milestones: when ``multi_step`` falls.
+        gamma: γ, the factor of each fall; by default 0.1, required for ``exponential``.
+        monitor: the metric that ``plateau`` watches.
         options: arguments of ``ReduceLROnPlateau`` (``{"patience": 5, "factor": 0.5}``) or of the scheduler class;
-            ``T_max`` and ``total_steps``, where a class needs them and they are not given, are the run's length.
-        interval: what moves the schedule on, ``"step"`` or ``"epoch"``; a plateau always waits for validations.
+            ``T_max`` and ``total_steps`` default to the length of the run if the class has them.
+        interval: unit of the schedule, ``"step"`` or ``"epoch"``; a plateau is always checked after validation.
 
     Raises:
-        UserError: where a setting is missing, unknown or not read by the kind, or the run has no end to count to.
+        UserError: if a setting is missing, unknown or not read by the kind, or a share is given and the run has no end.
 
     Example:
         >>> Schedule("cosine", warmup=0.05).describe()
@@ -144,8 +141,8 @@ class Schedule(Plugin):
         >>> Schedule("multi_step", milestones=[30, 60], interval="epoch").describe()
         "Schedule(kind='multi_step', milestones=[30, 60], interval='epoch')"
 
-    Interacts with: ``Optimizer``, whose ``lr`` and ``lr_scale`` it multiplies; early stopping, which leaves the end
-    of the curve out.
+    Interacts with: ``Optimizer``, whose ``lr`` and ``lr_scale`` it multiplies; early stopping, which cuts off the
+    end of the curve.
 
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 8.3.1; Loshchilov and Hutter (2017), SGDR,
     for the cosine; Goyal et al. (2017) for the warm-up; Smith and Topin (2018), Super-convergence, for one cycle.
@@ -171,7 +168,7 @@ class Schedule(Plugin):
     absent = ({"kind": "constant", "warmup": 0}, {"kind": "constant", "milestones": ()}, None)
 
     def check(self) -> None:
-        """Refuse settings that the kind needs and lacks, or has and does not read."""
+        """Check that the settings that the kind requires are given, and none that it does not read."""
         cls = scheduler_class(self.kind)
         kind = self.kind if isinstance(self.kind, str) else self.kind.__name__
         reads = _READS[kind] if cls is None else _CLASS_READS.get(cls, ("warmup", "options"))
@@ -181,8 +178,8 @@ class Schedule(Plugin):
                 continue
             if field.name != "monitor" or value != type(self).monitor:
                 raise UserError(
-                    f"Schedule(kind={kind!r}, {field.name}={value!r}): {kind} does not read {field.name}, but"
-                    f" {', '.join(reads)}; leave it out"
+                    f"Schedule(kind={kind!r}, {field.name}={value!r}): {kind} does not read {field.name},"
+                    f" only {', '.join(reads)}; leave it out"
                 )
         if absent := next((name for name in _NEEDS.get(kind, ()) if not getattr(self, name)), None):
             raise UserError(f"Schedule(kind={kind!r}): {kind} needs {absent}; give {absent}=...")
@@ -193,24 +190,24 @@ class Schedule(Plugin):
 
     @property
     def needs_until(self) -> float:
-        """The end of the run, where a curve comes down by then."""
+        """1 if the schedule takes the whole run to come down, else 0."""
         cls = scheduler_class(self.kind)
         if cls is None:
             return float(self.kind in ("linear", "cosine", "one_cycle"))
         return float(not {"T_max", "total_steps"}.isdisjoint(inspect.signature(cls).parameters))
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
-        """Tell a plateau that waits for a metric which nobody logs."""
+        """Report a plateau whose metric is never logged."""
         plateau = scheduler_class(self.kind) is lr_scheduler.ReduceLROnPlateau
         if plateau and (reason := plan.why_never_logged(self.monitor, "val", "train", "gap")):
             yield Finding("error", self.name, f"monitor={self.monitor!r}: {reason}")
 
-    def attach(self, core: Core) -> None:
-        """Remember the core, whose trainer knows how long an epoch is."""
+    def attach(self, core: Host) -> None:
+        """Keep the core, whose trainer knows the length of an epoch."""
         self.core_ = core
 
     def make_scheduler(self, optimizer: torch.optim.Optimizer, total_steps: int) -> Mapping[str, Any]:
-        """Make the scheduler."""
+        """Create the scheduler."""
         total = total_steps
         if self.interval == "epoch" and total > 0:
             total = math.ceil(total / self.core_.trainer.num_training_batches)
@@ -224,7 +221,7 @@ class Schedule(Plugin):
         return {"scheduler": scheduler, "interval": self.interval}
 
     def _factor(self, total: int) -> Factor:
-        """Return f as a function of the steps done, for a run of so many."""
+        """Return f as a function of the steps done, for a run of ``total`` steps."""
         warmup = 0 if self.kind == "one_cycle" else self._length("warmup", self.warmup, total)
         gamma, end = self.gamma or 0.1, self.end
         if self.kind == "constant":
@@ -239,7 +236,9 @@ class Schedule(Plugin):
             return lambda s: warm_up(s, warmup) * gamma ** sum(milestone <= s for milestone in milestones)
         left = self._length("kind", 1.0, total) - warmup
         if left < 1:
-            raise UserError(f"Schedule(warmup={self.warmup}): the run has {total} {self.interval}s in all; take less")
+            raise UserError(
+                f"Schedule(warmup={self.warmup}): the run has {total} {self.interval}s in all; shorten the warm-up"
+            )
         if self.kind == "one_cycle":
             rise = self._length("warmup", self.warmup or 0.3, total) / total
             return lambda s: one_cycle(min(s / total, 1.0), rise, end)
@@ -247,13 +246,13 @@ class Schedule(Plugin):
         return lambda s: warm_up(s, warmup) * curve(min(max(s - warmup, 0) / left, 1.0), end)
 
     def _length(self, name: str, span: float, total: int) -> int:
-        """Return a span in steps or epochs."""
+        """Convert a length to steps or epochs."""
         if isinstance(span, int) or span == 0:
             return int(span)
         if total < 1:
             value = getattr(self, name)
             raise UserError(
-                f"Schedule({name}={value!r}): the run has no end to count to; set trainer max_epochs or max_steps"
+                f"Schedule({name}={value!r}): the run has no end; set the trainer's max_epochs or max_steps"
             )
         return round(span * total)
 

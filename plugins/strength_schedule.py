@@ -1,26 +1,22 @@
-"""A strength, or any other number of a plugin, moved during the run."""
+"""Schedules of a plugin's strength, or of any other of its numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from framework.errors import UserError, did_you_mean
-from framework.plugin import Plugin, overrides
+from framework.plugin import Host, Plugin, Step, overrides
 from framework.settings import Bounds, Probability, check_settings
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.step import Step
 
 Kind = Literal["linear", "cosine", "exponential", "jump"]
 Span = Annotated[int, Bounds(low=0)] | Probability
 
 
 def strength_at(t: float, kind: Kind, start: float, end: float) -> float:
-    r"""Return the value after the share t of the way from :math:`a_0` (``start``) to :math:`a_1` (``end``).
+    r"""Return the value at the share t of the course from :math:`a_0` (``start``) to :math:`a_1` (``end``).
 
     .. math::
         a(t) = \begin{cases}
@@ -30,7 +26,7 @@ def strength_at(t: float, kind: Kind, start: float, end: float) -> float:
             a_0 \text{ for } t < 1,\ a_1 \text{ from } t = 1  & \texttt{jump}
         \end{cases}
 
-    Outside 0 to 1 it stays at its ends.
+    For t outside [0, 1] it is that of the nearer end.
 
     Example:
         >>> [strength_at(t, "linear", 0.0, 2.0) for t in (-1.0, 0.0, 0.25, 1.0, 3.0)]
@@ -48,32 +44,32 @@ def strength_at(t: float, kind: Kind, start: float, end: float) -> float:
 
 
 class StrengthSchedule(Plugin):
-    r"""Move a strength, or any other number of a plugin, during the run.
+    r"""Vary a plugin's strength, or any other of its numbers, during the run.
 
     .. math:: \alpha_s = a(t_s), \qquad t_s = \frac{s - b}{u - b}
 
     with s the optimizer steps done, b ``begin`` and u ``until``, and a of :func:`strength_at`. The value is a function
-    of the step alone, so a resumed run has the same. Once training ends, the setting is what the recipe declared.
+    of the step alone, so a resumed run has the same. After training the setting has its declared value again.
 
     Args:
         strength: ``"<plugin>.<setting>"`` such as ``"norm_penalty.alpha"`` or ``"weight_noise.std"``; a setting that
-            the plugin reads at each step, as strengths are.
-        kind: the shape of the way.
-        start: the value up to ``begin``; None for the declared one.
-        end: the value from ``until`` on; None for the declared one.
-        begin: where the way begins: a whole number of steps, or, with a decimal point, a share of the run.
-        until: where it ends, likewise.
+            the plugin reads at each step, as it does strengths.
+        kind: the shape of the curve.
+        start: the value up to ``begin``, None for the declared one.
+        end: the value from ``until`` on, None for the declared one.
+        begin: when the change begins: an integer in steps, or a float as a share of the run.
+        until: when it ends, likewise.
 
     Raises:
-        UserError: where plugin or setting are unknown, the setting is no number, an end of the way is no value that it
-            may take, or shares are asked of a run without an end.
+        UserError: if plugin or setting are unknown, the setting is not a number, start or end are out of its bounds, or
+            a share is given and the run has no end.
 
     Example:
         >>> StrengthSchedule("norm_penalty.alpha", start=0.0, until=0.2).describe()
         "StrengthSchedule(strength='norm_penalty.alpha', start=0.0, until=0.2)"
 
-    Interacts with: any plugin; the moved value is logged as ``strength/<plugin>.<setting>``. The learning rate is
-    moved by ``Schedule``: the optimizer reads ``optimizer.lr`` once.
+    Interacts with: any plugin; the value is logged as ``strength/<plugin>.<setting>``. For the learning rate use
+    ``Schedule``, since the optimizer reads ``optimizer.lr`` only once.
 
     Source: Bowman et al. (2016), Generating sentences from a continuous space, for a weight that rises from 0.
     """
@@ -92,20 +88,22 @@ class StrengthSchedule(Plugin):
 
     @property
     def moves(self) -> Collection[str]:
-        """The one setting."""
+        """The setting that this plugin changes."""
         return (self.strength,)
 
     def check(self) -> None:
-        """Refuse a way that leads nowhere."""
+        """Check the name of the setting, and that its value would change."""
         if self.strength.count(".") != 1:
             raise UserError(f"StrengthSchedule(strength={self.strength!r}): must be '<plugin>.<setting>'")
         if self.start is None and self.end is None:
-            raise UserError("StrengthSchedule(start=None, end=None): the value would never move; give one of them")
+            raise UserError("StrengthSchedule(start=None, end=None): the value would never change; give one of them")
         if type(self.begin) is type(self.until) and self.begin > self.until:
-            raise UserError(f"StrengthSchedule(begin={self.begin!r}, until={self.until!r}): begin comes after until")
+            raise UserError(
+                f"StrengthSchedule(begin={self.begin!r}, until={self.until!r}): begin comes after until; swap them"
+            )
 
-    def attach(self, core: Core) -> None:
-        """Find the plugin and its setting, and try both ends of the way on it."""
+    def attach(self, core: Host) -> None:
+        """Find the plugin and its setting, and check start and end against its bounds."""
         names = {plugin.name: plugin for plugin in core.plugins if plugin is not self}
         name, self.setting_ = self.strength.split(".")
         if name not in names:
@@ -113,14 +111,14 @@ class StrengthSchedule(Plugin):
         self.plugin_ = names[name]
         for rival in core.plugins:
             if rival is not self and isinstance(rival, StrengthSchedule) and rival.strength == self.strength:
-                raise UserError(f"{self._what}: {rival.name!r} moves it too; take one out (--without {rival.name})")
+                raise UserError(f"{self._what}: {rival.name!r} changes it too; remove one (--without {rival.name})")
         numbers = {f.name for f in dataclasses.fields(self.plugin_) if _is_number(getattr(self.plugin_, f.name))}
         if self.setting_ not in numbers:
             raise UserError(
                 f"{self._what}: {name} has no number {self.setting_!r}{did_you_mean(self.setting_, numbers)}"
             )
         if core.plugins.index(self) > core.plugins.index(self.plugin_) and overrides(self.plugin_, "begin_step"):
-            raise UserError(f"{self._what}: {name!r} reads its settings as a step begins; put {self.name!r} before it")
+            raise UserError(f"{self._what}: {name!r} reads its settings at begin_step; put {self.name!r} before it")
         self.declared_value_ = getattr(self.plugin_, self.setting_)
         self.way_ = [float(self.declared_value_ if end is None else end) for end in (self.start, self.end)]
         try:
@@ -132,11 +130,11 @@ class StrengthSchedule(Plugin):
             self.finish(core)
         if self.kind == "exponential" and min(self.way_) <= 0:
             raise UserError(
-                f"{self._what}: an exponential way from {self.way_[0]} to {self.way_[1]} needs both above 0"
+                f"{self._what}: an exponential curve from {self.way_[0]} to {self.way_[1]} needs both above 0"
             )
 
     def begin_step(self, step: Step) -> None:
-        """Move the setting to its value at this step."""
+        """Set the setting to its value at this step."""
         begin, until = self._steps("begin", step), self._steps("until", step)
         t = (step.index - begin) / (until - begin) if until > begin else float(step.index >= until)
         value = strength_at(t, self.kind, *self.way_)
@@ -157,8 +155,8 @@ class StrengthSchedule(Plugin):
     def _move(self, value: float) -> None:
         setattr(self.plugin_, self.setting_, value)
 
-    def finish(self, core: Core) -> None:
-        """Put the declared value back."""
+    def finish(self, core: Host) -> None:
+        """Restore the declared value."""
         setattr(self.plugin_, self.setting_, self.declared_value_)
 
     @property

@@ -1,4 +1,4 @@
-"""Averages of the weights along training."""
+"""Weight averaging over training: exponential moving average, or the mean of later weights (SWA)."""
 
 from __future__ import annotations
 
@@ -10,69 +10,67 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from framework import Core, Plugin, Step
-from framework.data.batch import input_of
+from framework.data import input_of
 from framework.ops.shards import copy_into, laid_out_as, locals_of
-from framework.plugin.finding import Finding
-from framework.plugin.plan import Plan
+from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.settings import PositiveInt, Probability
 
 
 def exponential_share(updates: int, decay: float) -> float:
-    r"""Return the share that the new weights get in an exponential moving average.
+    r"""Return the share of the new weights in an exponential moving average.
 
     .. math:: \bar\theta \leftarrow d_t\bar\theta + (1 - d_t)\theta, \qquad d_t = \min\Big(d, \frac{1 + t}{10 + t}\Big)
 
-    Early on the decay is smaller, so that the average forgets the random start.
+    The decay is smaller at first, so that the average forgets the random start.
 
     Args:
-        updates: averages taken before, t.
+        updates: number of earlier updates, t.
         decay: the decay d.
     """
     return 1.0 - min(decay, (1.0 + updates) / (10.0 + updates))
 
 
 def equal_share(updates: int) -> float:
-    r"""Return the share of the new weights in the mean of all.
+    r"""Return the share of the new weights in the mean of all terms.
 
     .. math:: \bar\theta \leftarrow \bar\theta + \frac{1}{t + 1}(\theta - \bar\theta)
 
     Args:
-        updates: terms taken before, t.
+        updates: number of earlier terms, t.
     """
     return 1.0 / (updates + 1)
 
 
 @torch.no_grad()
 def average_(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
-    """Move averages in place by a share of the way to the weights."""
+    """Interpolate averages in place towards the weights by a share."""
     torch._foreach_lerp_(locals_of(averages), locals_of(weights), share)
 
 
 class WeightAverage(Plugin):
-    r"""Evaluates an average of the weights, while training goes on with the raw ones.
+    r"""Evaluate with an average of the weights, while training continues with the raw ones.
 
-    ``kind="ema"``: exponential moving average, see :func:`exponential_share`, taken every update.
+    ``kind="ema"``: exponential moving average, updated every ``every`` steps, see :func:`exponential_share`.
     ``kind="swa"``: stochastic weight averaging, the mean of the weights at every ``every``-th update, see
-    :func:`equal_share`; give ``start`` the share of the run after which weights are good, and a learning rate that does
-    not fall to nothing.
+    :func:`equal_share`; set ``start`` to the share of the run after which weights are good, and use a learning rate
+    that does not decay to zero.
 
-    The average is in the network around validation, test, prediction and export, and is put out again on every way out;
-    the raw weights are what checkpoints hold under the network's name, and the average stands beside them. Nothing is
-    swapped before the first average is taken. Running statistics of BatchNorm do not belong to averaged weights: they
-    are worked out anew over ``batches`` training batches, before transforms of the device.
+    The network holds the average during validation, test, prediction and export, and gets the raw weights back however
+    these end. Checkpoints hold the raw weights under the network's names, and the average beside them. Before the first
+    average is taken nothing is swapped. Running statistics of BatchNorm do not fit averaged weights: they are computed
+    again over ``batches`` training batches, before transforms on the device.
 
-    Interactions: the update is observed after it happened, so a step that a GradScaler skips does not count. A stop by
-    ``EarlyStopping`` keeps the average of the best validation. It costs one copy of the weights, a second while swapped
-    in, when there are no gradients.
+    Interactions: an update counts only once it has happened, so steps that a GradScaler skips do not count.
+    ``EarlyStopping`` restores the average of the best validation. Costs one copy of the weights, and a second one while
+    swapped in, when there are no gradients.
 
     Args:
-        kind: which average.
+        kind: ``"ema"`` or ``"swa"``.
         decay: decay of the moving average; its memory is ``1 / (1 - decay)`` updates: 0.99 for runs of a thousand
             updates, 0.999 and more for longer ones.
         start: share of the run before averaging begins; 0.75 is common for ``swa``.
         every: updates between two terms of the average.
-        batches: training batches by which BatchNorm's statistics are worked out anew.
+        batches: training batches from which BatchNorm's statistics are computed.
 
     Example:
         >>> WeightAverage("swa", start=0.75).describe()
@@ -92,29 +90,29 @@ class WeightAverage(Plugin):
     examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2})
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what an average of the weights is there for."""
+        """Return which guarantee does not hold: evaluation uses the average."""
         return {"eval": "the average is evaluated"}
 
     @property
     def needs_until(self) -> float:
-        """Where averaging begins."""
+        """The share of the run after which averaging begins."""
         return self.start
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
-        """Tell a start that never comes."""
+        """Report a start that is never reached."""
         if self.start and math.isinf(plan.epochs):
             message = f"start={self.start:g} is a share of a run that has no end; set max_epochs or max_steps"
             yield Finding("error", self.name, message)
 
-    def attach(self, core: Core) -> None:
-        """Find the weights, each once though it be tied."""
+    def attach(self, core: Host) -> None:
+        """Select the trainable weights; tied ones are listed once."""
         self.names_ = [name for name, p in core.model.named_parameters() if p.requires_grad]
         self.weights_ = [p for p in core.model.parameters() if p.requires_grad]
         self.averages_: list[Tensor] = []
         self.updates_ = 0
 
     def after_update(self, step: Step) -> None:
-        """Take one more term."""
+        """Add the current weights to the average."""
         if step.progress < self.start or (step.index + 1) % self.every:
             return
         if not self.averages_:
@@ -125,12 +123,12 @@ class WeightAverage(Plugin):
             average_(self.averages_, self.weights_, share)
         self.updates_ += 1
 
-    def evaluation_weights(self, core: Core) -> AbstractContextManager[None] | None:
-        """Return a context in which the network holds the average."""
+    def evaluation_weights(self, core: Host) -> AbstractContextManager[None] | None:
+        """Return a context in which the network holds the average, None before there is one."""
         return self._swapped(core) if self.averages_ else None
 
     @contextmanager
-    def _swapped(self, core: Core) -> Iterator[None]:
+    def _swapped(self, core: Host) -> Iterator[None]:
         norms = [
             m for m in core.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
@@ -143,16 +141,16 @@ class WeightAverage(Plugin):
                     self._estimate(core, norms)
             yield
 
-    def _estimate(self, core: Core, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
-        """Work running statistics out anew: the mean over training batches, the same batches on every rank."""
+    def _estimate(self, core: Host, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
+        """Recompute running statistics as means over training batches, the same batches on every rank."""
         training, momenta = core.model.training, [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
-            norm.momentum = None  # torch's word for a plain mean
+            norm.momentum = None  # None makes torch use a plain mean
         core.model.train()
         devices = [core.device] if core.device.type == "cuda" else []
         try:
-            # dropout draws here too: the same for the same average, and none of anybody else's draws
+            # dropout draws too: keyed, so that the same average gives the same result, and no other draws change
             with torch.random.fork_rng(devices):
                 torch.manual_seed(core.at.stream(self.name).key(self.updates_) >> 1)
                 for batch in core.training_batches(self.batches):
@@ -163,11 +161,11 @@ class WeightAverage(Plugin):
                 norm.momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average by the weights' names, and how many terms it has."""
+        """Return the average by the weights' names, and the number of its updates."""
         return {"updates": self.updates_, "averages": dict(zip(self.names_, self.averages_, strict=False))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the average."""
+        """Load the average."""
         self.updates_ = state_dict["updates"]
         kept, named = state_dict["averages"], zip(self.names_, self.weights_, strict=True)
         self.averages_ = [laid_out_as(kept[n].to(w), w) for n, w in named] if kept else []

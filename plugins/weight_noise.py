@@ -1,10 +1,10 @@
-"""Noise on the network's weights."""
+"""Noise on the network's weights during forward and backward."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,8 @@ from framework.errors import some
 from framework.ops.noise import normals
 from framework.ops.patterns import Patterns, is_norm, select_weights
 from framework.ops.shards import is_sharded, laid_out_as, locals_of
-from framework.plugin import Plugin, overrides
-from framework.plugin.finding import Finding
-from framework.plugin.step import Step
+from framework.plugin import Finding, Host, Plan, Plugin, Step, overrides
 from framework.settings import NonNegative
-
-if TYPE_CHECKING:
-    from framework.engine.core import Core
-    from framework.plugin.plan import Plan
 
 _IN_CACHE, _IN_MEMORY = 1 << 17, 1 << 24
 
@@ -29,7 +23,7 @@ WeightNoiseKind = Literal["gaussian", "relative"]
 
 @torch.no_grad()
 def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseKind = "gaussian") -> None:
-    r"""Disturb weights in place.
+    r"""Add noise to weights in place.
 
     .. math::
         w \leftarrow w + \sigma\varepsilon \quad\text{(gaussian)}, \qquad
@@ -38,7 +32,7 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
     Args:
         weights: tensors, changed in place.
         std: :math:`\sigma`.
-        noise: one flat vector :math:`\varepsilon`, as long as all weights together.
+        noise: a flat vector :math:`\varepsilon` with one number per entry of the weights.
         kind: ``"gaussian"`` or ``"relative"``.
 
     Example:
@@ -55,7 +49,7 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
 
 
 def normalized(model: nn.Module) -> set[Tensor]:
-    """Return the weights whose layer is followed by a norm layer, as far as containers run in order.
+    """Return the parameters of layers that precede a norm layer directly in an ``nn.Sequential``.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
@@ -67,7 +61,7 @@ def normalized(model: nn.Module) -> set[Tensor]:
 
 
 class Share(NamedTuple):
-    """What is disturbed by numbers ``start`` to ``start + size`` of the noise: weights, or rows of one, as views."""
+    """Views of weights, or of rows of one weight, that get numbers ``start`` to ``start + size`` of the noise."""
 
     start: int
     size: int
@@ -77,8 +71,8 @@ class Share(NamedTuple):
 def shares_of(weights: Sequence[Tensor], limit: int) -> list[Share]:
     """Cut weights into shares of about ``limit`` entries, so that the noise of one share fits into a cache.
 
-    Small weights go together, and a larger one is cut along its first dimension; but of a sharded one each rank needs
-    the whole noise.
+    Small weights are grouped, and a larger one is cut along its first dimension. A sharded weight is not cut, since
+    each rank draws the noise of the whole weight.
 
     Example:
         >>> shares = shares_of([torch.empty(2, 3), torch.empty(4), torch.empty(3, 4)], limit=10)
@@ -110,45 +104,45 @@ def shares_of(weights: Sequence[Tensor], limit: int) -> list[Share]:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """Return a view of one dimension, or the tensor itself where its entries do not lie in order."""
+    """Return a flat view, or the tensor itself if it is not contiguous."""
     return weight.view(-1) if weight.is_contiguous() else weight
 
 
 class WeightNoise(Plugin):
-    r"""Disturb weights for forward and backward of each training micro-batch; the update moves the clean weights.
+    r"""Add noise to weights during forward and backward of each micro-batch; the update applies to the clean weights.
 
     .. math::
         \theta \leftarrow \theta - \eta\, g(\tilde\theta), \qquad g = \nabla J, \qquad
         \tilde w = w + \sigma\varepsilon \;\text{(gaussian)} \quad\text{or}\quad
         \tilde w = w (1 + \sigma\varepsilon) \;\text{(relative)}, \qquad \varepsilon \sim \mathcal N(0, 1)
 
-    Relative noise has the standard deviation :math:`\sigma\lvert w\rvert` for each single weight: small weights are
-    hardly disturbed and a weight of zero not at all. The gradient is that at :math:`\tilde\theta`, without the factor
-    :math:`1 + \sigma\varepsilon` by which :math:`\tilde w` follows :math:`w`: how large the noise is counts as given.
+    Relative noise has the standard deviation :math:`\sigma\lvert w\rvert` for each single weight: small weights change
+    little and a weight of zero not at all. The gradient is that at :math:`\tilde\theta`, without the factor
+    :math:`1 + \sigma\varepsilon` of :math:`\partial\tilde w / \partial w`: the size of the noise counts as constant.
     For small :math:`\sigma` gaussian noise adds :math:`\tfrac{\sigma^2}{2}\operatorname{tr}\nabla^2 J` to the objective
-    and so prefers flat minima.
+    and so favours flat minima.
 
     Args:
         std: :math:`\sigma`; 0.01 to 0.1 (gaussian; 0.075 for LSTMs), 0.05 to 0.3 (relative). Zero is no noise.
         kind: ``"gaussian"`` or ``"relative"``.
         weights: patterns over names of weights, names of layers or class names of layers, such as ``"LSTM"``.
-        fresh: ``"step"``, one draw an optimizer step, the same in each micro-batch and rank, so that k micro-batches
-            equal one batch; or ``"sequence"``, one draw for each micro-batch and rank: with ``batch_size=1`` one draw a
-            training sequence, held from its first frame to its last.
-        biases: disturb biases and gains of norm layers as well.
+        fresh: ``"step"``, one draw per optimizer step, the same in each micro-batch and rank, so that k micro-batches
+            equal one batch; or ``"sequence"``, one draw per micro-batch and rank: with ``batch_size=1`` one draw per
+            training sequence, constant from its first frame to its last.
+        biases: add noise to biases and norm gains as well.
 
     Raises:
-        UserError: where a pattern matches no weight.
+        UserError: if a pattern matches no weight.
 
     Example:
         >>> WeightNoise(0.05, weights="LSTM", fresh="sequence").describe()
         "WeightNoise(std=0.05, weights='LSTM', fresh='sequence')"
 
     Interacts with:
-        Norm layers: behind one, larger weights outgrow gaussian noise without any change of the function; add a norm
-        penalty or use relative noise.
-        Terms on weights with a gradient in closed form see the clean weights; terms from ``penalty`` the noisy ones.
-        A tied weight is disturbed once. Costs one copy of the weights; the noise is made a piece at a time.
+        Norm layers: in front of one, weights can grow, which makes gaussian noise negligible without changing the
+        function; add a norm penalty or use relative noise.
+        Penalties on weights with a closed-form gradient see the clean weights; terms from ``penalty`` the noisy ones.
+        A tied weight gets noise once. Costs one copy of the weights; the noise is generated in pieces.
 
     Source: Jim, Giles and Horne (1996), An analysis of noise in recurrent neural networks (relative, and how often to
     draw); Graves, Mohamed and Hinton (2013), Speech recognition with deep recurrent neural networks (one draw a
@@ -169,7 +163,7 @@ class WeightNoise(Plugin):
     absent = ({"std": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Tell what a draw for each micro-batch, and noise that follows the weight, cannot hold."""
+        """Return which guarantees noise per micro-batch, and noise relative to the weight, cannot give."""
         limits: dict[str, str] = {}
         if self.fresh == "sequence":
             limits |= dict.fromkeys(("micro", "ranks"), "fresh='sequence' draws for each micro-batch of each rank")
@@ -178,15 +172,15 @@ class WeightNoise(Plugin):
             limits["gradcheck"] = "the size of relative noise counts as given, though it follows the weight"
         return limits
 
-    def attach(self, core: Core) -> None:
-        """Choose the weights."""
+    def attach(self, core: Host) -> None:
+        """Select the weights."""
         chosen = select_weights(core.model, self.weights, who=self.describe(), biases=self.biases)
         self.names_, self.weights_ = list(chosen), list(chosen.values())
         self.places_: list[tuple[int, torch.dtype]] = []
         self.shares_: list[Share] = []
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
-        """Tell noise that weights in front of a norm layer can outgrow, since nothing keeps them small."""
+        """Report gaussian noise in front of a norm layer whose weights nothing keeps small."""
         penalized = any(overrides(other, "weight_penalty") for other in plan.core.plugins)
         if self.kind == "relative" or not self.std or penalized:
             return
@@ -200,26 +194,26 @@ class WeightNoise(Plugin):
             yield Finding("warning", self.name, message)
 
     def edit_weights(self, step: Step) -> None:
-        """Disturb the weights; the core puts the clean ones back after backward."""
+        """Add noise to the weights; the core restores the clean ones after backward."""
         if not self.std:
             return
         weights = step.edits.save(self.weights_)
         device, dtype = weights[0].device, weights[0].dtype
         stream = step.stream(self.name)
         where = (step.index,) if self.fresh == "step" else (step.index, step.micro, step.rank)
-        # half precision holds no good normals; the sum is rounded once, into the weights
+        # half precision is too coarse for the noise; only the sum is rounded, once
         wide = torch.promote_types(dtype, torch.float32)
         shares = self._shares(weights)
         room = shares[-1].start + shares[-1].size
         for start, size, views in shares:
             noise = normals(stream, *where, room=room, start=start, size=size, device=device).to(wide)
-            if is_sharded(views[0]):  # a rank that holds a part of a weight disturbs it by its part of the noise
+            if is_sharded(views[0]):  # a rank adds its shard of the noise to its shard of the weight
                 (noise,) = locals_of([laid_out_as(noise.view(views[0].shape), views[0])])
                 views, noise = locals_of(views), noise.reshape(-1)
             perturb(views, self.std, noise, self.kind)
 
     def _shares(self, weights: list[Tensor]) -> list[Share]:
-        """Return the shares, made anew where the weights were moved, such as to another device."""
+        """Return the shares, computed again if the weights have moved, such as to another device."""
         places = [(weight.data_ptr(), weight.dtype) for weight in locals_of(weights)]
         if places != self.places_:
             self.places_ = places

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Data, Recipe
-from framework.ops.transforms import Draws
+from framework.ops.draws import Draws
 from plugins.augmentation import Augmentation
 from plugins.early_stopping import EarlyStopping
 from plugins.hidden_noise import HiddenNoise

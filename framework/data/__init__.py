@@ -1,7 +1,9 @@
-"""Data sets, loaders in keyed order, worker processes, and what a batch is."""
+"""Data sets, loaders in keyed order, worker processes, and access to the parts of a batch."""
 
 from framework.data.batch import MixedTarget, Outcome, clean_target, input_of, loss_of, replace, size_of, target_of
-from framework.data.data import Data, EvalLoader, TrainLoader, Window, as_dataset, length_of
+from framework.data.data import Data
+from framework.data.loaders import EvalLoader, TrainLoader, Window
+from framework.data.parts import as_dataset, length_of
 
 __all__ = [
     "Data",

@@ -1,4 +1,4 @@
-"""What the framework takes a batch to be, and targets that are mixtures."""
+"""Input and target of a batch, the outcome of a loss, and mixed targets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _PARTS = ("input", "target")
 
 
 class Outcome(NamedTuple):
-    """What one batch gave.
+    """The result of evaluating the network on one batch.
 
     Args:
         loss: the data loss J, a scalar: a mean over the batch's samples (or over what ``Core.count`` counts); None to
-            leave the batch out.
-        prediction: what the metrics see, None for nothing.
-        target: what the metrics compare it with: the clean target.
+            skip the batch.
+        prediction: the prediction for the metrics, None for none.
+        target: the clean target for the metrics.
     """
 
     loss: Tensor | None
@@ -30,14 +30,14 @@ class Outcome(NamedTuple):
 
     @staticmethod
     def of(answer: Any, where: str) -> Outcome:
-        """Return what ``compute_loss`` gave as an outcome; the loss alone will do.
+        """Convert what ``compute_loss`` returned to an outcome; it may return the loss alone.
 
         Args:
             answer: an outcome or a loss.
-            where: what is named in errors, such as ``"step 3"``.
+            where: what errors name, such as ``"step 3"``.
 
         Raises:
-            UserError: where the loss is not one number.
+            UserError: if the loss is not one number.
         """
         outcome = answer if isinstance(answer, Outcome) else Outcome(answer)
         loss = outcome.loss
@@ -54,29 +54,29 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MixedTarget:
-    r"""Targets under mixing: weighted pairs whose loss is the weighted mean of losses.
+    r"""A mixture of targets with weights; its loss is the weighted mean of the losses.
 
     .. math:: J = \sum_j w_j\, L(\hat y, y_j), \qquad \sum_j w_j = 1
 
-    so that any loss works, and metrics keep the clean target.
+    so any loss function works, and metrics use the clean target.
 
     Args:
         pairs: ``(target, weight)`` pairs; each target has the clean target's shape.
-        clean: the target of the samples before any mixing.
+        clean: the samples' own target, before any mixing.
     """
 
     pairs: tuple[tuple[Any, float], ...]
     clean: Any
 
     def mix(self, permutation: Tensor, weight: float) -> MixedTarget:
-        """Mix once more: ``weight`` of each target with ``1 - weight`` of the target at ``permutation``."""
+        """Mix again: ``weight`` of each target with ``1 - weight`` of the target at ``permutation``."""
         kept = [(target, share * weight) for target, share in self.pairs]
         partners = [(target[permutation], share * (1 - weight)) for target, share in self.pairs]
         return MixedTarget((*kept, *partners), self.clean)
 
     @staticmethod
     def of(target: Any) -> MixedTarget:
-        """Return ``target`` as a mixture, itself where it is one already."""
+        """Return ``target`` as a mixture; a mixture is returned as it is."""
         return target if isinstance(target, MixedTarget) else MixedTarget(((target, 1.0),), target)
 
     def to(self, device: torch.device | str) -> MixedTarget:
@@ -94,30 +94,30 @@ def loss_of(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) ->
 
 
 def clean_target(target: Any) -> Any:
-    """Return the target as it was before any mixing."""
+    """Return the target before any mixing."""
     return target.clean if isinstance(target, MixedTarget) else target
 
 
 def input_of(batch: Any) -> Any:
-    """Return a batch's input: the first of a tuple or list, the entry ``"input"`` of a mapping, a tensor itself."""
+    """Return a batch's input: first item of a tuple or list, entry ``"input"`` of a mapping, or the tensor itself."""
     return batch if isinstance(batch, Tensor) else _part(batch, "input")
 
 
 def target_of(batch: Any) -> Any:
-    """Return a batch's target: the second of a tuple or list, or the entry ``"target"`` of a mapping."""
+    """Return a batch's target: second item of a tuple or list, or entry ``"target"`` of a mapping."""
     return _part(batch, "target")
 
 
 def _part(batch: Any, name: str) -> Any:
     try:
-        # whether something is a mapping takes Python longer to find out than the rest of this
+        # testing for tuple and list first: isinstance with Mapping takes longer than the rest of this function
         if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):
             return batch[name]
         return batch[_PARTS.index(name)]
     except (LookupError, TypeError) as error:
         have = f"a mapping with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
-            f"a batch is to be (input, target) or a mapping with 'input' and 'target'; this one is {have}, without"
+            f"a batch must be (input, target) or a mapping with 'input' and 'target'; this one is {have}, without"
             f" {name}: change Data(collate=...), or override compute_loss in a subclass of Core"
         ) from error
 
@@ -135,7 +135,7 @@ def replace(batch: Any, **parts: Any) -> Any:
 
 
 def size_of(batch: Any) -> int:
-    """Return the number of samples in a batch: the length of its input, or of a mapping's first entry without one."""
+    """Return the number of samples in a batch: length of its input, or of the first entry of a mapping without one."""
     if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping) and "input" not in batch:
         return len(next(iter(batch.values())))
     return len(input_of(batch))

@@ -1,60 +1,37 @@
-"""Data parts and the loaders that hand them over in keyed order."""
+"""``Data``: the training, validation and test data of a recipe, and its loaders."""
 
 from __future__ import annotations
 
 import dataclasses
-import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset, IterableDataset
 
-from framework.data.workers import Workers
-from framework.errors import UserError, note
-from framework.ops.keyed import Stream
-
-Part = tuple[Tensor, ...] | Dataset[Any]
-SampleTransform = Callable[[Any, np.random.Generator], Any]
-
-
-class Window(NamedTuple):
-    """The micro-batches of one optimizer step on one rank.
-
-    Args:
-        batches: micro-batches, each as collated.
-        start: position of the first sample among all samples of the step, over ranks.
-        total: number of samples of the step, over ranks.
-        samples: number of samples of the step on this rank.
-    """
-
-    batches: list[Any]
-    start: int
-    total: int
-    samples: int
+from framework.data.loaders import EvalLoader, SampleTransform, TrainLoader
+from framework.data.parts import Part, as_dataset, checked, length_of
+from framework.errors import UserError
 
 
 @dataclasses.dataclass
 class Data:
-    """Training, validation and test part, and how they are cut into batches.
+    """The training, validation and test part of the data, and how they are cut into batches.
 
     A part is a tuple of tensors whose first dimension runs over samples (the fast path: batches are taken by one
     indexing operation, without a ``DataLoader``), or a map-style ``torch.utils.data.Dataset``.
 
     Args:
         train: the training part.
-        val: the validation part, None for none.
-        test: the test part, None for none.
-        batch_size: samples in a micro-batch of one rank.
-        eval_batch_size: samples in a batch of evaluation, None for ``batch_size``.
-        workers: loader processes, used where samples are transformed or the part is a ``Dataset``.
+        val: the validation part, None for no validation.
+        test: the test part, None for no test.
+        batch_size: samples per micro-batch of one rank.
+        eval_batch_size: samples per batch in evaluation, None for ``batch_size``.
+        workers: number of loader processes, used where samples are transformed or the part is a ``Dataset``.
         collate: makes a batch of a list of samples, None for torch's ``default_collate``.
-        drop_last: leave out the samples of an epoch that fill no whole step.
+        drop_last: whether to drop the samples at the end of an epoch that do not fill a whole step.
 
     Raises:
-        UserError: where a part is empty, its tensors differ in length, or it is an ``IterableDataset``, whose order
+        UserError: if a part is empty, its tensors differ in length, or it is an ``IterableDataset``, whose order
             cannot be keyed.
 
     Example:
@@ -77,7 +54,7 @@ class Data:
             part = getattr(self, name)
             if part is None and name != "train":
                 continue
-            setattr(self, name, _checked(name, part))
+            setattr(self, name, checked(name, part))
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is None and name == "eval_batch_size":
@@ -99,19 +76,36 @@ class Data:
 
         Args:
             seed: the run's seed, which keys the order of samples and the draws of the transforms.
-            accumulate: micro-batches an optimizer step.
-            transforms: ``(name, transform)`` of those who transform samples.
-            rank: this process among ``world`` processes.
+            accumulate: micro-batches per optimizer step.
+            transforms: ``(name, transform)`` pairs, applied to each sample in order.
+            rank: index of this process.
             world: number of processes.
             pin_memory: copy batches into page-locked memory, for a GPU.
         """
-        return TrainLoader(self, seed, accumulate, tuple(transforms), rank, world, pin_memory)
+        return TrainLoader(
+            self.train,
+            batch_size=self.batch_size,
+            seed=seed,
+            accumulate=accumulate,
+            transforms=transforms,
+            rank=rank,
+            world=world,
+            workers=self.workers,
+            collate=self.collate,
+            drop_last=self.drop_last,
+            pin_memory=pin_memory,
+        )
 
     def eval_loader(self, part: str, *, rank: int = 0, world: int = 1) -> EvalLoader:
-        """Return the loader of the part called ``"val"`` or ``"test"``, in order, cut among ranks without repeats.
+        """Return a loader of one part in order; ranks get disjoint slices of it.
+
+        Args:
+            part: ``"train"``, ``"val"`` or ``"test"``.
+            rank: index of this process.
+            world: number of processes.
 
         Raises:
-            UserError: where the recipe's data have no such part, or fewer samples than there are ranks.
+            UserError: if the data have no such part, or fewer samples than there are ranks.
         """
         chosen = getattr(self, part)
         if chosen is None:
@@ -120,10 +114,17 @@ class Data:
             raise UserError(
                 f"Data({part}=...): {length_of(chosen)} samples for {world} ranks; use fewer --trainer.devices"
             )
-        return EvalLoader(self, chosen, rank, world)
+        return EvalLoader(
+            chosen,
+            batch_size=self.eval_batch_size or self.batch_size,
+            rank=rank,
+            world=world,
+            workers=self.workers,
+            collate=self.collate,
+        )
 
     def joined(self) -> Data:
-        """Return the same data with training and validation part together as training part."""
+        """Return the same data with the validation part added to the training part."""
         if self.val is None:
             return self
         if isinstance(self.train, tuple) and isinstance(self.val, tuple):
@@ -131,229 +132,3 @@ class Data:
         else:
             joined = torch.utils.data.ConcatDataset([as_dataset(self.train), as_dataset(self.val)])
         return dataclasses.replace(self, train=joined)
-
-
-def length_of(part: Part) -> int:
-    """Return the number of samples of a part."""
-    return len(part[0]) if isinstance(part, tuple) else len(part)  # type: ignore[arg-type]
-
-
-def as_dataset(part: Part) -> Dataset[Any]:
-    """Return a part as a map-style data set."""
-    return torch.utils.data.TensorDataset(*part) if isinstance(part, tuple) else part
-
-
-def _checked(name: str, part: Any) -> Part:
-    if isinstance(part, list) and part and all(isinstance(one, Tensor) for one in part):
-        part = tuple(part)
-    if isinstance(part, Tensor):
-        raise UserError(f"Data({name}=...): received a tensor alone; write (x, y), or (x,) where there is no target")
-    if isinstance(part, tuple):
-        if not part or not all(isinstance(one, Tensor) and one.ndim for one in part):
-            raise UserError(
-                f"Data({name}=...): a tuple must hold tensors whose first dimension runs over samples; received"
-                f" {', '.join('a number' if isinstance(one, Tensor) else type(one).__name__ for one in part) or 'none'}"
-            )
-        lengths = [len(one) for one in part]
-        if len(set(lengths)) > 1:
-            raise UserError(f"Data({name}=...): tensors must have the same first dimension; received {lengths}")
-    elif isinstance(part, IterableDataset) or not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
-        raise UserError(
-            f"Data({name}=...): must be a tuple of tensors or a data set with __getitem__ and __len__; received"
-            f" {type(part).__name__}, whose order cannot be keyed"
-        )
-    if length_of(part) == 0:
-        raise UserError(f"Data({name}=...): has no samples")
-    checked: Part = part
-    return checked
-
-
-class TrainLoader:
-    """Hands over the windows of an epoch in an order that is a function of run seed and epoch.
-
-    An epoch's samples are permuted and cut into steps of ``world * accumulate * batch_size``; a rank takes its
-    contiguous share of each step and cuts it into micro-batches. The last step holds what remains, shared evenly
-    (fewer samples than ranks are left out).
-    """
-
-    def __init__(
-        self,
-        data: Data,
-        seed: int,
-        accumulate: int,
-        transforms: tuple[tuple[str, SampleTransform], ...],
-        rank: int,
-        world: int,
-        pin_memory: bool,
-    ) -> None:
-        self.epoch = 0
-        self.start = 0
-        self.sampler = self  # Lightning looks for the sampler's set_epoch
-        self._part = data.train
-        self._batch_size = data.batch_size
-        self._rank, self._world = rank, world
-        self.samples_per_step = world * accumulate * data.batch_size
-        self._length = length_of(data.train)
-        whole, rest = divmod(self._length, self.samples_per_step)
-        self._steps = whole + (rest >= world and not data.drop_last)
-        if self._steps == 0:
-            raise UserError(
-                f"Data(batch_size={data.batch_size}): {self._length} training samples fill no step of"
-                f" {self.samples_per_step}"
-            )
-        self._stream = Stream(seed, "sample order")
-        self._workers: Workers | None = None
-        if transforms or data.collate is not None or not isinstance(self._part, tuple):
-            samples = _Samples(as_dataset(self._part), seed, transforms)
-            generator = Stream(seed, "loader").torch()
-            self._workers = Workers(samples, _Order(self), data.collate, data.workers, generator, pin_memory)
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def set_epoch(self, epoch: int) -> None:
-        """Move to the start of an epoch; asked again for the epoch at hand it leaves the start as it is."""
-        if epoch != self.epoch:
-            self.epoch, self.start = epoch, 0
-
-    # The order is keyed, so there is no state to keep; Lightning asks for these before it trusts a mid-epoch resume.
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: where to go on is known from the run's own counters."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take nothing; see :meth:`state_dict`."""
-
-    def permutation(self) -> Tensor:
-        """Return the order of the epoch's samples."""
-        return torch.randperm(self._length, generator=self._stream.torch(self.epoch))
-
-    def shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield ``(low, high, start, total)`` of each step: this rank's slice of the order, and the step's size."""
-        for step in range(self.start, self._steps):
-            base = step * self.samples_per_step
-            total = min(self.samples_per_step, self._length - base)
-            low, high = total * self._rank // self._world, total * (self._rank + 1) // self._world
-            yield base + low, base + high, low, total
-
-    def sample_at(self, step: int, position: int) -> int:
-        """Return the index in the part of the sample at a position, over ranks, of a step of the epoch at hand."""
-        return int(self.permutation()[step * self.samples_per_step + position])
-
-    def untransformed(self, count: int) -> list[Any]:
-        """Return the first samples of the next step, ``count`` at most, as the data set gives them."""
-        low, high, _, _ = next(self.shares())
-        samples = _Samples(as_dataset(self._part), self._stream.seed, ())
-        return [samples[self.epoch, index] for index in self.permutation()[low : min(low + count, high)].tolist()]
-
-    def __iter__(self) -> Iterator[Window]:
-        size = self._batch_size
-        if self._workers is None:
-            tensors, order = self._part, self.permutation()
-            for low, high, start, total in self.shares():
-                cuts = [order[a : min(a + size, high)] for a in range(low, high, size)]
-                # not by a name, which would hold this batch while the next is made
-                yield Window(
-                    [tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts],  # type: ignore[union-attr]
-                    start,
-                    total,
-                    high - low,
-                )
-        else:
-            self._workers.begin()
-            for low, high, start, total in self.shares():
-                yield Window([self._workers.next() for _ in range(low, high, size)], start, total, high - low)
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code of a worker that failed, None for none."""
-        return None if self._workers is None else self._workers.exit_code
-
-    def close(self) -> None:
-        """End the workers; they start anew where the loader is used again."""
-        if self._workers is not None:
-            self._workers.end()
-
-
-class _Order:
-    """Tells a ``DataLoader`` which samples make each micro-batch, and of which epoch they are."""
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self._loader = loader
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        loader = self._loader
-        epoch, order = loader.epoch, loader.permutation().tolist()
-        for low, high, _, _ in loader.shares():
-            for a in range(low, high, loader._batch_size):
-                yield [(epoch, index) for index in order[a : min(a + loader._batch_size, high)]]
-
-
-class _Samples(Dataset[Any]):
-    """A data set whose samples go through the plugins' transforms with draws keyed by epoch and sample.
-
-    A data set of the user's may draw from the global generators of torch, NumPy and Python: these are keyed as well, so
-    that its samples too are the same for any number of workers.
-    """
-
-    def __init__(self, dataset: Dataset[Any], seed: int, transforms: tuple[tuple[str, SampleTransform], ...]) -> None:
-        self._dataset = dataset
-        self._plain = isinstance(dataset, torch.utils.data.TensorDataset)
-        self._own = Stream(seed, "data set")
-        self._transforms = [(name, Stream(seed, name), transform) for name, transform in transforms]
-
-    def __getitem__(self, where: tuple[int, int]) -> Any:
-        epoch, index = where
-        if not self._plain:
-            key = self._own.key(epoch, index)
-            torch.default_generator.manual_seed(key >> 1)
-            random.seed(key)
-            np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that a user's data set may draw from
-        sample = self._dataset[index]
-        for name, stream, transform in self._transforms:
-            try:
-                sample = transform(sample, stream.numpy(epoch, index))
-            except UserError:
-                raise
-            except Exception as error:  # told here: from a worker its text alone comes back
-                kind = type(getattr(transform, "__self__", transform))
-                error.add_note(note(name, kind, "transform_sample", f" for training sample {index}", error))
-                raise
-        return sample
-
-
-class EvalLoader:
-    """Hands over a part in order, this rank's contiguous share of it."""
-
-    def __init__(self, data: Data, part: Part, rank: int, world: int) -> None:
-        self._part = part
-        self._size = data.eval_batch_size or data.batch_size
-        length = length_of(part)
-        self._low, self._high = length * rank // world, length * (rank + 1) // world
-        self._workers: Workers | None = None
-        if data.collate is not None or not isinstance(part, tuple):
-            samples = torch.utils.data.Subset(as_dataset(part), range(self._low, self._high))
-            batches = BatchSampler(range(self._high - self._low), self._size, drop_last=False)
-            self._workers = Workers(samples, batches, data.collate, data.workers, torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return -(-(self._high - self._low) // self._size)
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._workers is not None:
-            self._workers.begin()
-            for _ in range(len(self)):
-                yield self._workers.next()
-            return
-        for low in range(self._low, self._high, self._size):
-            yield tuple([t[low : min(low + self._size, self._high)] for t in self._part])  # type: ignore[union-attr]
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code of a worker that failed, None for none."""
-        return None if self._workers is None else self._workers.exit_code
-
-    def close(self) -> None:
-        """End the workers; they start anew where the loader is used again."""
-        if self._workers is not None:
-            self._workers.end()

@@ -1,4 +1,4 @@
-"""Data files that lie in a folder, or are fetched there once."""
+"""Data files in a local folder, downloaded there once."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from framework.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-    """A file of a data set: where it lies in the data folder, where it comes from, and what it must hold.
+    """A file of a data set: its path in the data folder, its source and its checksum.
 
     Args:
-        path: place below the data folder, such as ``"fashion-mnist/train-labels-idx1-ubyte.gz"``. It is found under
-            its bare name as well, and with ``.gz`` added.
-        url: public source, None where there is none and the file has to be put there by hand.
-        sha256: checksum of the file as the source has it, None to take any.
+        path: path below the data folder, such as ``"fashion-mnist/train-labels-idx1-ubyte.gz"``. The file is also found
+            by its bare name, and with ``.gz`` appended.
+        url: public source, None if there is none and the user must provide the file.
+        sha256: checksum of the file at the source, None to accept any content.
     """
 
     path: str
@@ -29,7 +29,7 @@ class DataFile:
 
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder of data: ``folder``, else ``FRAMEWORK_DATA`` of the environment, else the user's cache."""
+    """Return the data folder: ``folder``, else ``FRAMEWORK_DATA`` of the environment, else the user's cache."""
     import pooch
 
     named = folder or os.environ.get("FRAMEWORK_DATA")
@@ -37,15 +37,15 @@ def data_folder(folder: str | Path | None = None) -> Path:
 
 
 def fetch(files: Sequence[DataFile], folder: str | Path | None = None) -> list[Path]:
-    """Return where each file lies, fetched from its source where the data folder lacks it.
+    """Return the local path of each file, after downloading those that the data folder lacks.
 
     Args:
-        files: what is needed.
+        files: the files needed.
         folder: see :func:`data_folder`.
 
     Raises:
-        UserError: where a file is absent and cannot be fetched, or its checksum is another; the message names the
-            files and the folder.
+        UserError: if a file is missing and cannot be downloaded, or its checksum differs; the message names the files
+            and the folder.
     """
     root = data_folder(folder)
     places = [_find(file, root) for file in files]
@@ -56,7 +56,7 @@ def fetch(files: Sequence[DataFile], folder: str | Path | None = None) -> list[P
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a file holds, decompressed where its name ends in ``.gz``."""
+    """Return the content of a file, decompressed if its name ends in ``.gz``."""
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
@@ -64,12 +64,12 @@ def _find(file: DataFile, root: Path) -> Path | None:
     name = Path(file.path).name
     for place in (root / file.path, root / f"{file.path}.gz", root / name, root / f"{name}.gz"):
         if place.is_file():
-            # the checksum is that of the source's file: one that was compressed since is looked at decompressed
+            # the checksum is that of the file at the source: a file compressed since is compared decompressed
             content = place.read_bytes() if place.name == name else read_bytes(place)
             found = hashlib.sha256(content).hexdigest()
             if file.sha256 is not None and found != file.sha256:
                 raise UserError(
-                    f"{place} has sha256 {found} instead of {file.sha256}: remove it, or put the right file there"
+                    f"{place} has sha256 {found} instead of {file.sha256}: remove it, or replace it by the right file"
                 )
             return place
     return None
@@ -89,7 +89,7 @@ def _retrieve(file: DataFile, missing: Sequence[DataFile], root: Path) -> None:
                 path=place.parent,
             )
             return
-        except (OSError, ValueError) as error:  # no connection or no space left; another checksum
+        except (OSError, ValueError) as error:  # no connection or no space left; a wrong checksum
             reason = f"{file.url} could not be fetched: {type(error).__name__}"
     names = ", ".join(one.path for one in missing)
-    raise UserError(f"no data: put {names} into {root}, or name their folder by --data or FRAMEWORK_DATA ({reason})")
+    raise UserError(f"no data: put {names} into {root}, or give their folder by --data or FRAMEWORK_DATA ({reason})")

@@ -1,8 +1,8 @@
-"""Batches on their way from a loader's worker processes, in shared memory that is used again.
+"""Transfer of batches from a loader's worker processes, in shared memory that is reused.
 
-A ``DataLoader`` puts each tensor of each batch into shared memory of its own. To get and to give back the pages of 64
-images of 224 x 224 takes the machine as long as to augment a dozen of them. Here each worker writes into a few buffers
-in turn, which stay mapped, and the training process copies out of them into memory of batches past.
+A ``DataLoader`` allocates shared memory for each tensor of each batch. Mapping and unmapping the pages of 64 images of
+224 x 224 takes as long as augmenting a dozen of them. Here each worker writes into a few buffers in turn, which stay
+mapped, and the training process copies from them into memory of earlier batches.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
-PREFETCH = 2  # batches that a worker makes ahead
-_SLOTS = PREFETCH + 1  # and the one that is being copied out
-_NUMBERED = 64  # bytes at the start of a buffer that tell whose it is, as many as keep what follows aligned
+PREFETCH = 2  # batches that a worker prepares ahead
+_SLOTS = PREFETCH + 1  # one more for the batch that is being copied out
+_NUMBERED = 64  # bytes of a buffer's header, which holds the number of its batch; 64 keep what follows aligned
 _MIDDLING, _LARGE = 1 << 14, 1 << 20  # bytes
 
 
 class Request(NamedTuple):
-    """What a worker is asked for.
+    """A request to a worker for one batch.
 
     Args:
-        iteration: which run through the loader asks.
-        samples: what makes the batch.
+        iteration: number of the pass over the loader.
+        samples: indices of the batch's samples.
     """
 
     iteration: int
@@ -40,10 +40,12 @@ class Request(NamedTuple):
 
 
 class Requests:
-    """A batch sampler that numbers the runs through it: what was under way at the end of one is dropped unread.
+    """A batch sampler that numbers its passes, so that workers can recognize a new one.
+
+    Batches still in flight at the end of a pass are dropped unread.
 
     Args:
-        batches: the samples of each batch.
+        batches: the indices of each batch.
     """
 
     def __init__(self, batches: Iterable[list[Any]]) -> None:
@@ -58,12 +60,12 @@ class Requests:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-    """A tensor in a worker's buffer.
+    """The location of a tensor in a worker's buffers.
 
     Args:
-        where: slot of the worker's, and which tensor of the batch.
-        dtype: the tensor's.
-        shape: the tensor's.
+        where: the worker's slot, and the index of the tensor in its batch.
+        dtype: type of the tensor.
+        shape: shape of the tensor.
     """
 
     where: tuple[int, int]
@@ -75,33 +77,33 @@ class _Place:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def of(self, buffer: Tensor) -> Tensor:
-        """Return the tensor, which shares the buffer's memory."""
+        """Return the tensor as a view of the buffer."""
         return buffer[_NUMBERED : _NUMBERED + self.nbytes].view(self.dtype).view(self.shape)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Row:
-    """A sample's tensor that lies in its row of the batch's already."""
+    """A sample's tensor that has already been written to its row of the batch's tensor."""
 
     place: _Place
     room: Tensor
     row: int
 
     def has_in(self, row: int, other: Any) -> bool:
-        """Tell whether another lies in a row of the same tensor."""
+        """Return whether ``other`` is row ``row`` of the same batch tensor."""
         return isinstance(other, _Row) and other.place is self.place and other.row == row
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parcel:
-    """A batch whose tensors lie in a worker's buffers.
+    """A batch whose tensors are in a worker's buffers.
 
     Args:
-        worker: whose buffers.
-        number: of the worker's parcel.
-        content: the batch, with places for tensors.
-        buffers: buffers by place that this run through the loader has not sent yet, and since which parcel they are
-            in use.
+        worker: index of the worker.
+        number: number of the parcel, counted by the worker.
+        content: the batch, with a place for each tensor.
+        buffers: buffers by place that have not been sent in this pass yet, with the number of the parcel that first
+            used each.
     """
 
     worker: int
@@ -111,11 +113,11 @@ class Parcel:
 
 
 class Packing(Dataset[Any]):
-    """Makes whole batches in a worker process and puts their tensors into its buffers.
+    """A data set of whole batches: a worker process makes a batch and writes its tensors into buffers.
 
     Args:
-        dataset: where samples come from.
-        collate_fn: makes a batch of a list of samples, None for what ``default_collate`` makes.
+        dataset: the data set of samples.
+        collate_fn: makes a batch of a list of samples, None for torch's ``default_collate``.
     """
 
     def __init__(self, dataset: Dataset[Any], collate_fn: Callable[[list[Any]], Any] | None) -> None:
@@ -129,10 +131,10 @@ class Packing(Dataset[Any]):
         self._sending: set[tuple[int, int]] = set()
 
     def __getitems__(self, request: Request) -> Any:
-        """Return a parcel."""
+        """Return the parcel of a batch."""
         self._number, self._count = self._number + 1, 0
         self._sending.clear()
-        if request.iteration != self._iteration:  # a parcel that had buffers with it may have been dropped unread
+        if request.iteration != self._iteration:  # a parcel that carried buffers may have been dropped unread
             self._iteration = request.iteration
             self._sent.clear()
         if hasattr(self._dataset, "__getitems__"):
@@ -147,14 +149,14 @@ class Packing(Dataset[Any]):
         content = _mapped(batch, self._put)
         worker = get_worker_info()
         assert worker is not None
-        self._sent |= self._sending  # not before: where a sample raises, nothing is sent
+        self._sent |= self._sending  # only here: if a sample raises, nothing is sent
         return Parcel(worker.id, self._number, content, {where: self._buffers[where] for where in self._sending})
 
     def _laid(self, samples: Iterable[Any], count: int) -> list[Any]:
-        """Return samples whose larger tensors lie where the batch is to have them, copied while the cache has them.
+        """Copy the larger tensors of each sample to their row of the batch while they are still in the cache.
 
-        A bare loop over a pipeline gets the same memory for each image. To hold a batch of images, and stack them in
-        the end, takes a third longer.
+        This frees a sample's memory for the next one. Holding a batch of images and stacking them at the end takes a
+        third longer.
         """
         rooms: list[tuple[_Place, Tensor]] = []
         row = column = 0
@@ -180,7 +182,7 @@ class Packing(Dataset[Any]):
         return laid
 
     def _stack(self, rows: Sequence[Tensor | _Row], *, collate_fn_map: Any = None) -> _Place | Tensor:
-        """Stack tensors where they are to lie; ``default_collate`` would get shared memory for each batch."""
+        """Stack tensors in a buffer; ``default_collate`` would allocate shared memory for each batch."""
         first = rows[0]
         if isinstance(first, _Row) and all(first.has_in(row, one) for row, one in enumerate(rows)):
             return first.place
@@ -193,7 +195,7 @@ class Packing(Dataset[Any]):
         return place
 
     def _put(self, value: Any) -> Any:
-        # one that is in shared memory already is sent as it is
+        # a tensor already in shared memory is sent as it is
         if not _is_plain(value) or not value.is_contiguous() or value.is_shared():
             return value
         place, room = self._room(value.dtype, tuple(value.shape))
@@ -201,7 +203,7 @@ class Packing(Dataset[Any]):
         return place
 
     def _room(self, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[_Place, Tensor]:
-        """Return a place for the next tensor of the batch."""
+        """Return a place for the batch's next tensor, and the tensor there."""
         place = _Place((self._number % _SLOTS, self._count), dtype, shape)
         self._count += 1
         _, buffer = self._buffers.get(place.where, (0, None))
@@ -217,17 +219,17 @@ class Packing(Dataset[Any]):
 
 
 class Opening:
-    """Takes batches out of parcels, in the training process, before the worker may use their buffers again."""
+    """Copies batches out of parcels in the training process, before the worker reuses their buffers."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[int, tuple[int, int]], tuple[int, Tensor]] = {}
         self._memory = _Memory()
 
     def open(self, sent: Any) -> Any:
-        """Return the batch that a worker sent, in memory of its own; what is no parcel is returned as it is.
+        """Return the batch that a worker sent, in memory of its own; anything but a parcel is returned as it is.
 
         Raises:
-            RuntimeError: where the worker has used a buffer again already, which is a fault of this module.
+            RuntimeError: if the worker has reused a buffer already, which is a bug in this module.
         """
         if not isinstance(sent, Parcel):
             return sent
@@ -248,16 +250,16 @@ class Opening:
 
 
 class _Memory:
-    """Memory of large tensors that nobody holds any more, for others: the allocator would give its pages back."""
+    """A pool of memory of large tensors, reused once they are freed: the allocator would unmap its pages."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[NDArray[np.uint8]]] = {}
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """Return a copy of a tensor in memory that comes back here with the last tensor that shares it."""
+        """Copy a tensor into memory that returns to the pool with the last tensor that shares it."""
         free = self._free.setdefault(tensor.nbytes, [])
         memory = free.pop() if free else torch.empty(tensor.nbytes, dtype=torch.uint8).numpy()
-        held = memory[:]  # dies with the storage that is made of it
+        held = memory[:]  # freed together with the storage made of it
         weakref.finalize(held, free.append, memory).atexit = False
         return torch.from_numpy(held).view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
@@ -267,30 +269,30 @@ def _number_of(buffer: Tensor) -> Tensor:
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a tensor whose numbers are all that there is of it."""
+    """Return whether a value is a plain dense CPU tensor, fully described by type, shape and numbers."""
     if type(value) is not Tensor or value.layout is not torch.strided or value.device.type != "cpu":
         return False
     return not (value.requires_grad or value.is_quantized or value.is_conj() or value.is_neg())
 
 
 def _copy(image: Tensor, room: Tensor) -> None:
-    """Copy a sample's tensor to where its batch has it."""
+    """Copy a sample's tensor to its row of the batch."""
     if image.ndim == 3 and 1 < len(image) <= 4 and image.dtype in (torch.uint8, torch.float32) and "cv2" in sys.modules:
         side_by_side = image.permute(1, 2, 0)
         if side_by_side.is_contiguous():
-            # channels side by side, as OpenCV has them: to part them takes torch and NumPy five times as long
+            # channels last, as OpenCV has them: to separate them takes torch and NumPy five times as long
             sys.modules["cv2"].split(side_by_side.numpy(), list(room.numpy()))
             return
     room.copy_(image)
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Return tuples, lists and mappings with each value in them changed; other things are values themselves."""
+    """Apply ``change`` to each value within nested tuples, lists and dicts."""
     kind = type(value)
     if kind in (list, tuple):
         return kind([_mapped(entry, change) for entry in value])
     if kind is dict:
         return {key: _mapped(entry, change) for key, entry in value.items()}
-    if kind.__bases__ == (tuple,) and hasattr(value, "_make"):  # a named tuple without a constructor of its own
+    if kind.__bases__ == (tuple,) and hasattr(value, "_make"):  # a named tuple that overrides no constructor
         return value._make([_mapped(entry, change) for entry in value])
     return change(value)

@@ -1,4 +1,4 @@
-"""Worker processes that make batches."""
+"""Worker processes that load batches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from framework.data.parcel import PREFETCH, Opening, Packing, Requests
 
 
 class Workers:
-    """A ``DataLoader`` whose worker processes end when they are told to, and send batches in shared memory.
+    """A ``DataLoader`` whose worker processes can be stopped at once, and which reuses shared memory for its batches.
 
-    See :mod:`framework.data.parcel` for the memory.
-
-    Left to the garbage collector, in a cycle with trainer and module, each waits for five seconds. Where batches are
-    pinned for a GPU, they are sent as torch does, since its pinning thread copies them anyway.
+    See :mod:`framework.data.parcel` for the memory. Left to the garbage collector, in a reference cycle with trainer
+    and module, each worker would wait for five seconds at the end. Batches that are pinned for a GPU are sent the way
+    torch does, since its pinning thread copies them anyway.
 
     Args:
-        dataset: where samples come from.
-        batches: what the data set is asked for, a list a batch.
+        dataset: the data set.
+        batches: the batch sampler: a list of indices per batch.
         collate: makes a batch of a list of samples, None for torch's ``default_collate``.
-        count: worker processes, 0 to make batches in this one.
-        generator: of the seeds that torch gives workers.
+        count: number of worker processes, 0 to load batches in this process.
+        generator: generates the seeds that torch gives to workers.
         pin_memory: copy batches into page-locked memory.
     """
 
@@ -58,10 +57,10 @@ class Workers:
         self._batches: Iterator[Any] = iter(())
 
     def begin(self) -> None:
-        """Begin to make the batches."""
+        """Start a pass over the batches."""
         if self._loader is None:
             if self._options["num_workers"] and "cv2" in sys.modules:
-                # a process that is forked while OpenCV's threads are at their locks waits for them for ever
+                # a process forked while OpenCV's threads hold their locks would wait for them forever
                 sys.modules["cv2"].setNumThreads(0)
             self._loader = DataLoader(self._dataset, **self._options)
         self._batches = iter(self._loader)
@@ -72,15 +71,15 @@ class Workers:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of a process that failed, the negative number of the signal that ended it; None for none."""
+        """The exit code of a worker that failed, negative for a signal; None if none failed."""
         if not isinstance(self._batches, _MultiProcessingDataLoaderIter):
             return None
         processes = self._batches._workers
-        wait([process.sentinel for process in processes], timeout=1.0)  # one that was hit takes a moment to end
+        wait([process.sentinel for process in processes], timeout=1.0)  # a killed process takes a moment to exit
         return next((process.exitcode for process in processes if process.exitcode), None)
 
     def end(self) -> None:
-        """End the processes at once, though an error's traceback may still keep what they belong to."""
+        """Stop the processes now, even if a traceback still references the loader."""
         if isinstance(self._batches, _MultiProcessingDataLoaderIter):
             self._batches._shutdown_workers()
         self._batches, self._loader, self._opening = iter(()), None, Opening()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.data.batch import input_of
-from framework.data.data import Data, EvalLoader, TrainLoader, Window
+from framework.data.data import Data
+from framework.data.loaders import EvalLoader, TrainLoader, Window
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient
 from framework.engine.objective import Objective

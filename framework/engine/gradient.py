@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from framework.data.batch import size_of
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.forward import Forward
 from framework.engine.nonfinite import explain_nonfinite
 from framework.engine.objective import Objective

@@ -14,7 +14,7 @@ from pytorch_lightning.plugins import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy, Strategy
 
-from framework.data.data import TrainLoader, Window
+from framework.data.loaders import TrainLoader, Window
 from framework.engine.core import Core
 from framework.engine.gradient import has_own
 

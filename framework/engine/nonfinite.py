@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
 from framework.data.batch import MixedTarget, input_of, size_of, target_of
-from framework.data.data import TrainLoader
+from framework.data.loaders import TrainLoader
 from framework.engine.forward import Forward
 from framework.engine.objective import Objective
 from framework.errors import NonFiniteError, UserError

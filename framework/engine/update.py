@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient, has_own, listeners, without_autocast
 from framework.engine.objective import Objective

@@ -1,1 +1,1 @@
-"""Functions of tensors and networks; they know no plugin, no step and no run."""
+"""Functions of tensors and networks; they know neither plugins nor steps nor runs."""

@@ -1,4 +1,4 @@
-"""Buffers of a network that are put back as they were: running statistics above all."""
+"""Saving and restoring a network's buffers, such as running statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from framework.ops.patterns import is_norm
 
 
 def keep_buffers(model: nn.Module) -> Callable[[], None]:
-    """Copy a network's buffers; the function returned puts those back, bit for bit, that changed since.
+    """Copy a network's buffers and return a function that restores those that have changed since, bit for bit.
 
     Args:
         model: the network.
@@ -27,8 +27,8 @@ def keep_buffers(model: nn.Module) -> Callable[[], None]:
     statistics = {id(b) for layer in model.modules() if is_norm(layer) for b in layer.buffers(recurse=False)}
 
     def put_back() -> None:
-        # torch moves running statistics without counting their version up, and keeps them in graphs whose backward does
-        # not read them: `data` puts them back without counting either
+        # torch updates running statistics without increasing their version, and keeps them in graphs whose backward
+        # does not read them: writing through `data` leaves the version alone too
         changed = [(b.data, copy) for b, version, copy in before if id(b) in statistics or b._version != version]
         if changed:
             buffers, copies = zip(*changed, strict=True)

@@ -1,4 +1,4 @@
-"""Clipping of gradients by their joint norm."""
+"""Clipping of gradients by their global norm."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 @torch.no_grad()
 def clip_by_norm_(gradients: Sequence[Tensor], limit: float) -> Tensor:
-    r"""Scale gradients in place to a joint norm of at most ``limit`` and return the norm that they had.
+    r"""Scale gradients in place to a global norm of at most ``limit`` and return the norm before.
 
     .. math:: g_i \leftarrow g_i \cdot \min\left(1, \frac{c}{\lVert g\rVert_2 + 10^{-6}}\right), \qquad
         \lVert g\rVert_2 = \sqrt{\textstyle\sum_i \lVert g_i\rVert_2^2}
 
-    To the bit what ``torch.nn.utils.clip_grad_norm_`` gives, which sorts gradients by device and type twice and takes
-    twice as long over those of a small network.
+    Bit-identical to ``torch.nn.utils.clip_grad_norm_``, which groups gradients by device and type twice and takes twice
+    as long for a small network.
 
     Args:
-        gradients: tensors of any shapes; sharded ones give the norm over all shards.
+        gradients: tensors of any shape; sharded ones give the norm over all shards.
         limit: :math:`c`, above 0.
 
     Returns:
-        The norm, a tensor of one element, not finite where a gradient is not.
+        The norm, a tensor of one element; not finite if a gradient is not.
 
     Example:
         >>> g = [torch.tensor([3.0]), torch.tensor([4.0])]
@@ -39,7 +39,7 @@ def clip_by_norm_(gradients: Sequence[Tensor], limit: float) -> Tensor:
         return total
     norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients))))
     factor = limit / (norm + 1e-6)
-    if factor.device.type == "cpu":  # elsewhere to look would be to wait
+    if factor.device.type == "cpu":  # on other devices, reading the value would synchronize
         if factor.item() >= 1.0:
             return norm
     else:

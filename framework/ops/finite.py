@@ -1,4 +1,4 @@
-"""Whether tensors, or the weights of a network, are finite."""
+"""Search for infinities and NaN in tensors and in a network's weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from framework.ops.shards import is_sharded, locals_of
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor with an entry that is infinite or not a number, None where there is none.
 
-    One number is read from the device, however many tensors there are. Where one is sharded, all ranks have to ask.
+    One value is read from the device, however many tensors there are. Collective where a tensor is sharded: every rank
+    must call it.
     """
     named = {name: t for name, t in tensors.items() if t.is_floating_point() or t.is_complex()}
-    # the strided entries of a sparse tensor; no entry has no largest one
+    # a sparse tensor's norm is that of its values; an empty tensor has no largest entry
     parts = zip(named, locals_of(named.values()), strict=True)
     entries = {name: values for name, t in parts if (values := t._values() if t.is_sparse else t).numel()}
     flags = torch.zeros(len(named), dtype=torch.bool)
     if entries:
         largest = torch._foreach_norm(list(entries.values()), torch.inf)
-        torch._foreach_mul_(largest, 0.0)  # zero, or no number
+        torch._foreach_mul_(largest, 0.0)  # 0 for finite norms, NaN for others
         read = torch.stack([value.float() for value in largest]).isnan().tolist()
-        told = dict(zip(entries, read, strict=True))
-        flags = torch.tensor([told.get(name, False) for name in named])
+        found = dict(zip(entries, read, strict=True))
+        flags = torch.tensor([found.get(name, False) for name in named])
     if any(is_sharded(t) for t in named.values()):
         device = next(iter(entries.values())).device if entries else torch.get_default_device()
         shared = flags.to(device, torch.float32)
@@ -37,10 +38,10 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def finite_weights(model: nn.Module) -> str | None:
-    """Return the name of the first weight of the network that is not finite, None where all are.
+    """Return the name of the first weight of a network that is not finite, None where all are.
 
     Running statistics of normalization layers count as weights: they outlive the batch that spoiled them. Other buffers
-    may be infinite by intent, such as masks. Where parameters are sharded, all ranks have to ask.
+    may hold infinities on purpose, as masks do. Collective where parameters are sharded: every rank must call it.
 
     Args:
         model: the network.

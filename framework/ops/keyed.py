@@ -1,7 +1,7 @@
-r"""Keyed randomness: every draw is a function of (run seed, who, where in the run), never of what was drawn before.
+r"""Keyed randomness: every draw is a function of (run seed, consumer, position in the run), never of earlier draws.
 
-Hence a resumed run goes on with the same bits without any saved generator state, the number of loader workers changes
-no image, and adding a plugin changes nobody else's draws.
+Hence a resumed run continues with the same bits without any saved generator state, the number of loader workers changes
+no image, and adding a plugin does not change the draws of others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from framework.ops.normals import UNIT, WORD, Words, normals_of, uniforms_of
 Kind = Literal["normal", "uniform"]
 
 _MASK = (1 << 64) - 1
-_AHEAD, _STEPS_AHEAD = 1 << 16, 16  # numbers, and steps, whose draws are made at once
+_AHEAD, _STEPS_AHEAD = 1 << 16, 16  # how many numbers, and steps, are generated ahead at most
 _NO_WORDS = np.zeros(4, dtype=np.uint64)
 
 
@@ -34,13 +34,13 @@ def mix(state: int, number: int) -> int:
 
 
 def key_of(seed: int, who: str) -> int:
-    """Return the 64-bit key of one who draws: the run's seed and a name."""
+    """Return the 64-bit key of a consumer of random numbers: a hash of the run's seed and its name."""
     digest = hashlib.blake2b(f"{seed}\0{who}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 
 class Stream:
-    """The draws of one who draws in one run.
+    """The random numbers of one consumer, such as a plugin, in one run.
 
     Args:
         seed: the run's seed.
@@ -70,10 +70,10 @@ class Stream:
         return state
 
     def words(self, *where: int, start: int = 0, count: int) -> Words:
-        """Return random 64-bit words of ``where``: those from number ``start`` on, whatever was drawn before.
+        """Return ``count`` random 64-bit words of the position ``where``, from number ``start`` on.
 
         Source: O'Neill (2014), PCG: A family of simple fast space-efficient statistically good algorithms for random
-        number generation; NumPy's PCG64DXSM, of which neither streams nor distant stretches are correlated.
+        number generation; NumPy's PCG64DXSM, whose streams and distant segments are uncorrelated.
         """
         if self._words is None:
             self._words = np.random.PCG64DXSM(0)
@@ -90,12 +90,12 @@ class Stream:
         return self._words.random_raw(count)
 
     def normals(self, *where: int, start: int = 0, size: int) -> Tensor:
-        r"""Return draws from :math:`\mathcal N(0, 1)` of ``where``, in float32, whatever was drawn before.
+        r"""Return draws from :math:`\mathcal N(0, 1)` of the position ``where``, in float32.
 
         Args:
             *where: step, micro-batch, rank, …
-            start: number of the first.
-            size: how many.
+            start: index of the first draw.
+            size: number of draws.
 
         Example:
             >>> noise = Stream(0, "weight_noise")
@@ -108,7 +108,7 @@ class Stream:
         return normals_of(words)[low : low + size]
 
     def uniforms(self, *where: int, start: int = 0, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return draws from [0, 1) of ``where``, in float32 or float64; see :meth:`normals`."""
+        """Return uniform draws from [0, 1) of the position ``where``, in float32 or float64; see :meth:`normals`."""
         share = 1 if dtype == torch.float64 else 2
         first, last = start // share, -(-(start + size) // share)
         words = self.words(*where, start=first, count=last - first)
@@ -120,16 +120,16 @@ class Stream:
     ) -> Tensor:
         """Return draws of an optimizer step.
 
-        A call takes some 30 microseconds however few the numbers are, so those of several small steps are made at once.
-        Which ones a step gets depends on the stream, the step and ``room`` alone, not on what was asked for before.
+        A call takes some 30 microseconds however few the numbers are, so several small steps are generated at once. The
+        draws of a step depend on the stream, the step and ``room`` alone, not on earlier calls.
 
         Args:
-            index: the step.
-            room: how many the step takes in all, over its micro-batches and ranks.
-            start: number of the first.
-            size: how many.
-            kind: normals, in float32, or uniforms in [0, 1).
-            dtype: of uniforms, float32 or float64.
+            index: index of the step.
+            room: number of draws of the whole step, over its micro-batches and ranks.
+            start: index of the first draw.
+            size: number of draws.
+            kind: ``"normal"``, in float32, or ``"uniform"`` in [0, 1).
+            dtype: type of uniform draws, float32 or float64.
 
         Example:
             >>> noise = Stream(0, "input_noise")
@@ -142,7 +142,7 @@ class Stream:
             return self._drawn(kind, dtype, index, start=start, size=size)
         block, place = divmod(index, steps)
         if self._ahead is None or self._ahead[0] != (kind, dtype, block, room):
-            with torch.inference_mode(False):  # an evaluation in between may be the first to ask
+            with torch.inference_mode(False):  # the first call may come from within an evaluation
                 numbers = self._drawn(kind, dtype, block, room, start=0, size=steps * room)
             self._ahead = (kind, dtype, block, room), numbers
         return self._ahead[1].narrow(0, place * room + start, size).clone()
@@ -153,9 +153,9 @@ class Stream:
         return self.uniforms(*where, start=start, size=size, dtype=dtype)
 
     def torch(self, *where: int, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return a torch generator at the start of the draws of ``where``.
+        """Return a torch generator seeded for the position ``where``.
 
-        The generator is one per device and reused: take all draws of one place before asking for the next.
+        There is one generator per device, which is reused: take all draws of one position before the next call.
         """
         name = str(device)
         generator = self._generators.get(name)
@@ -165,10 +165,10 @@ class Stream:
         return generator
 
     def numpy(self, *where: int) -> np.random.Generator:
-        """Return a NumPy generator at the start of the draws of ``where``.
+        """Return a NumPy generator seeded for the position ``where``.
 
-        The generator is one and reused, since making one takes ten times as long: take all draws of one place before
-        asking for the next.
+        The one generator is reused, since making one takes ten times as long: take all draws of one position before the
+        next call.
         """
         if self._numpy is None:
             self._numpy = np.random.Generator(np.random.Philox(key=0))
@@ -176,7 +176,7 @@ class Stream:
             "bit_generator": "Philox",
             "state": {"counter": _NO_WORDS, "key": np.array([self.key(*where), 0], dtype=np.uint64)},
             "buffer": _NO_WORDS,
-            "buffer_pos": 4,  # the buffer is used up
+            "buffer_pos": 4,  # the buffer is empty
             "has_uint32": 0,
             "uinteger": 0,
         }

@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for the rest, as one optimizer."""
+"""Muon for matrices and AdamW for the other parameters, as one optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 
 class Muon(torch.optim.Optimizer):
-    r"""Muon for the parameter groups that say ``use_muon``, AdamW for the others, as one ``torch.optim.Optimizer``.
+    r"""One optimizer that applies Muon to the parameter groups with ``use_muon`` and AdamW to the others.
 
     Muon moves a matrix by its momentum with all singular values set to about 1, found by Newton-Schulz iterations:
 
@@ -21,23 +21,23 @@ class Muon(torch.optim.Optimizer):
         \operatorname{ortho}(U\Sigma V^\top) = U V^\top
 
     with :math:`s = 0.2\sqrt{\max(m, n)}` by default for an (m, n) matrix, which gives the update the root mean square
-    of AdamW's, so that one learning rate serves both. The update of both parts is torch's own; schedulers, checkpoints
-    and hooks meet one list of groups and one state.
+    of AdamW's, so that one learning rate serves both. Both updates are torch's own; schedulers, checkpoints and
+    hooks see one list of groups and one state.
 
     Args:
-        params: parameter groups, each with ``"use_muon": True`` (matrices only) or ``False``.
-        lr: learning rate η of groups without one; 3e-4 to 3e-3 are usual.
-        weight_decay: decoupled decay λ of groups without one.
+        params: parameter groups, each with ``"use_muon": True`` (matrices only) or ``"use_muon": False``.
+        lr: learning rate η of groups that set none; 3e-4 to 3e-3 are usual.
+        weight_decay: decoupled decay λ of groups that set none.
         momentum: μ.
-        nesterov: look ahead by one momentum step, as in the formula.
+        nesterov: use Nesterov momentum, as in the formula.
         ns_steps: Newton-Schulz iterations.
         adjust_lr_fn: ``"match_rms_adamw"`` as above, or ``"original"`` for :math:`s = \sqrt{\max(1, m/n)}`.
         betas: AdamW's decay rates of its two moments.
         eps: AdamW's term for numerical stability.
-        fused: AdamW's fused kernel.
+        fused: whether AdamW uses its fused kernel; None for torch's default.
 
     Raises:
-        ValueError: where a group does not say ``use_muon``, or Muon's has a parameter that is no matrix.
+        ValueError: if a group lacks ``use_muon``, or a group with it has a parameter that is not a matrix.
 
     Example:
         >>> matrix, bias = torch.nn.Parameter(torch.eye(2)), torch.nn.Parameter(torch.ones(2))
@@ -68,14 +68,14 @@ class Muon(torch.optim.Optimizer):
         groups: list[dict[str, Any]] = []
         for group in params:
             if not isinstance(group, dict) or "use_muon" not in group:
-                raise ValueError("every parameter group has to say use_muon: True for matrices, False for AdamW")
+                raise ValueError("every parameter group needs use_muon: True for Muon (matrices), False for AdamW")
             groups.append({**(matrix if group["use_muon"] else other), **group})
         self._parts: list[torch.optim.Optimizer] = []
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self._share()
 
     def _share(self) -> None:
-        """Make the two optimizers anew over this one's groups and state, which they share as the same objects."""
+        """Build the two optimizers over this one's groups and state, which all three share as the same objects."""
         matrices = [group for group in self.param_groups if group["use_muon"]]
         others = [group for group in self.param_groups if not group["use_muon"]]
         self._parts = []
@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
             part.state = self.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, which says ``use_muon``."""
+        """Add a parameter group, which must hold ``use_muon``."""
         super().add_param_group(param_group)
         if self._parts:
             self._share()
@@ -104,10 +104,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> float | None:
-        """Move all parameters once.
+        """Update all parameters once.
 
         Args:
-            closure: evaluates the objective anew and returns it.
+            closure: evaluates the objective again and returns it.
         """
         loss = None
         if closure is not None:

@@ -1,41 +1,31 @@
-r"""Noise: the mathematics that plugins for inputs and for hidden layers share, and normals for weights."""
+"""Pure functions of noise: additive, multiplicative, masking; and keyed normal numbers in pieces."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from framework.errors import UserError
-from framework.settings import Bounds
-
-if TYPE_CHECKING:
-    from framework.ops.keyed import Stream
-    from framework.plugin.plugin import Plugin
-    from framework.plugin.step import Step
-
-NoiseKind = Literal["gaussian", "multiplicative", "masking"]
-Rate = Annotated[float, Bounds(low=0, high=1, open_high=True)]
+from framework.ops.keyed import Stream
 
 
 def normals(
     stream: Stream, *where: int, room: int, start: int, size: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    r"""Return draws from :math:`\mathcal N(0, 1)` in float32: numbers ``start`` to ``start + size`` of a vector.
+    r"""Return entries ``start`` to ``start + size`` of a keyed vector of :math:`\mathcal N(0, 1)` draws, in float32.
 
-    On a CPU they are those of :meth:`framework.ops.keyed.Stream.of_step` (of its ``normals``, where they belong to more
-    than the step), so that the vector is the same however it is cut. Elsewhere torch's generator of the device draws
-    them, keyed by ``start`` as well.
+    On a CPU the vector is the same however it is cut: it comes from :meth:`framework.ops.keyed.Stream.of_step`, or from
+    ``Stream.normals`` where ``where`` names more than the step. On other devices torch's generator draws each piece,
+    keyed by ``start`` as well.
 
     Args:
-        stream: who draws.
+        stream: the random stream of the consumer.
         *where: step, micro-batch, rank, …
-        room: how long the vector is.
-        start: number of the first.
-        size: how many.
-        device: where they are made.
+        room: length of the vector.
+        start: index of the first entry.
+        size: number of entries.
+        device: device of the result.
     """
     if torch.device(device).type == "cpu":
         if len(where) == 1:
@@ -45,7 +35,7 @@ def normals(
 
 
 def additive(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
-    r"""Return :math:`x + \sigma\varepsilon`.
+    r"""Add noise: :math:`x + \sigma\varepsilon`.
 
     Example:
         >>> additive(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
@@ -55,7 +45,7 @@ def additive(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
 
 
 def multiplicative(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
-    r"""Return :math:`x (1 + \sigma\varepsilon)`.
+    r"""Multiply by noise around 1: :math:`x (1 + \sigma\varepsilon)`.
 
     Example:
         >>> multiplicative(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([2.0, -2.0])).tolist()
@@ -65,13 +55,13 @@ def multiplicative(x: Tensor, std: float | Tensor, noise: Tensor) -> Tensor:
 
 
 def masked(x: Tensor, rate: float | Tensor, uniform: Tensor, *, rescale: bool = False) -> Tensor:
-    r"""Return :math:`x\,\mathbb 1[u \ge p]`, over :math:`1 - p` where the mean is to be kept.
+    r"""Set random entries to zero: :math:`x\,\mathbb 1[u \ge p]`, divided by :math:`1 - p` on request.
 
     Args:
         x: a tensor.
-        rate: the probability :math:`p` of an entry to become 0.
+        rate: the probability :math:`p` that an entry becomes 0.
         uniform: draws :math:`u` from [0, 1), shaped like ``x``.
-        rescale: divide what is kept by :math:`1 - p`, as dropout does.
+        rescale: divide the entries that are kept by :math:`1 - p`, as dropout does, which preserves the mean.
 
     Example:
         >>> masked(torch.tensor([1.0, 2.0]), 0.5, torch.tensor([0.4, 0.5]), rescale=True).tolist()
@@ -93,54 +83,3 @@ def dropout_std(rate: float) -> float:
         1.0
     """
     return math.sqrt(rate / (1.0 - rate))
-
-
-def disturbed(
-    x: Tensor,
-    kind: NoiseKind,
-    std: float | Tensor | None,
-    rate: float | Tensor | None,
-    *,
-    plugin: Plugin,
-    step: Step,
-    who: str = "",
-    rescale: bool = False,
-) -> Tensor:
-    """Return ``x`` with noise drawn for each sample of the step; without noise ``x`` itself, and nothing is drawn.
-
-    Args:
-        x: floating-point tensor ``(samples, …)``.
-        kind: :func:`additive` (``"gaussian"``), :func:`multiplicative` or :func:`masked` (``"masking"``).
-        std: standard deviation of the first two kinds; a tensor where a compiled network reads it.
-        rate: the probability of the third; likewise.
-        plugin: who draws.
-        step: the step at hand.
-        who: tells several draws of one plugin in one step apart, such as a layer's name.
-        rescale: keep the mean under masking.
-    """
-    if kind == "masking":
-        if rate is None or _is_zero(rate):
-            return x
-        # not like x: rounded to half precision, a uniform draw falls below the rate with another probability
-        uniform = step.uniform(plugin, torch.empty_like(x, dtype=torch.float32), who)
-        return masked(x, rate, uniform, rescale=rescale)
-    if std is None or _is_zero(std):
-        return x
-    noise = step.normal(plugin, x, who)
-    return additive(x, std, noise) if kind == "gaussian" else multiplicative(x, std, noise)
-
-
-def _is_zero(strength: float | Tensor) -> bool:
-    return not isinstance(strength, Tensor) and not strength  # to look into a tensor would break a compiled graph
-
-
-def check_rate(who: str, kind: NoiseKind, rate: float | None) -> None:
-    """Refuse masking without a rate, and a rate without masking.
-
-    Raises:
-        UserError: naming class, arguments and what to do.
-    """
-    if kind == "masking" and rate is None:
-        raise UserError(f"{who}(kind='masking', rate=None): give rate=, the probability of an entry to become 0")
-    if kind != "masking" and rate is not None:
-        raise UserError(f"{who}(kind={kind!r}, rate={rate!r}): rate belongs to kind='masking'; use std= or change kind")

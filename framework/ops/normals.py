@@ -1,10 +1,10 @@
-r"""Random words made into normal and uniform numbers: several times as fast on a CPU as torch's own generator.
+r"""Normal and uniform numbers from random words: on a CPU several times as fast as torch's own generator.
 
-Each random byte chooses one of 256 points of the plane, which stand for two independent normal numbers: all their
-moments up to order seven are those of normals (:func:`normal_points`). Eight points are then turned against one another
-by a Hadamard matrix, so that each number is a sum of eight independent ones: its distribution function is within
-0.00005 of the normal's, with tails up to 8 standard deviations. As the turn is orthogonal, all joint moments of all
-numbers up to order seven are those of independent normals. Numbers are multiples of some 0.00025.
+Each random byte selects one of 256 points of the plane, a discrete substitute for two independent normal numbers: all
+moments up to order seven are those of the normal distribution (:func:`normal_points`). Eight points are then mixed by a
+Hadamard matrix, so that each number is a sum of eight independent ones: its distribution function is within 0.00005 of
+the normal one, with tails up to 8 standard deviations. As the mixing is orthogonal, all joint moments of the numbers up
+to order seven are those of independent normals. Numbers are multiples of some 0.00025.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from torch import Tensor
 Words = NDArray[np.uint64]
 
 UNIT = 512
-"""Numbers that are made together: any stretch of whole units can be made without the rest."""
+"""Normal numbers that are generated together: any range of whole units can be generated without the others."""
 
 WORD = 16
-"""Normal numbers from one random word of 64 bits."""
+"""Normal numbers per random word of 64 bits."""
 
-_BLOCK = 1 << 17  # what a pass works on stays in the processor's cache
+_BLOCK = 1 << 17  # numbers per pass, so that its working memory fits into the processor's cache
 _SCALE = 1390.0  # eight points of at most 2.93 fit into 16 bits
 
 
 def _moment_errors(squares: NDArray[np.float64], angles: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    r"""Return by how much moments up to order seven differ from a normal's, relative, and the derivatives of that.
+    r"""Return the relative errors of all moments up to order seven against the normal distribution, and their Jacobian.
 
     .. math:: \frac{\operatorname{mean}_k\, r_k^{2j}\cos4m\theta_k}{2^j j!} - \mathbb 1[m = 0],
         \qquad j = 1, 2, 3, \quad 2m \le j
 
-    For points with the symmetries of a square these are all, since other moments vanish.
+    For points with the symmetries of a square these moments suffice, since the others vanish.
     """
     errors, slopes = [], []
     for j in (1, 2, 3):
@@ -53,7 +53,7 @@ def _moment_errors(squares: NDArray[np.float64], angles: NDArray[np.float64]) ->
 
 @functools.cache
 def normal_points() -> NDArray[np.float64]:
-    r"""Return 256 points ``(256, 2)``, each as likely, that stand for two independent standard normal numbers.
+    r"""Return 256 equally likely points ``(256, 2)`` that approximate two independent standard normal numbers.
 
     All moments :math:`\mathbb E\,x^a y^b` with :math:`a + b \le 7` are those of the normal distribution. Box and
     Muller's transform of a lattice,
@@ -62,8 +62,8 @@ def normal_points() -> NDArray[np.float64]:
         r_k^2 = n\int_{k/n}^{(k+1)/n} -2\ln u\,\mathrm du, \qquad
         \theta_k = \tfrac\pi4\bigl\{(k + \tfrac12)\varphi\bigr\}, \qquad k < n = 32
 
-    with :math:`\varphi` the golden ratio, is moved to where the moments are right by Newton's method (least squares, so
-    that it is moved little), mirrored at the diagonal and turned by 90, 180 and 270 degrees.
+    with :math:`\varphi` the golden ratio, is corrected by Newton's method until the moments are exact (least squares,
+    so that the points move little), mirrored at the diagonal and rotated by 90, 180 and 270 degrees.
 
     Source: Box and Muller (1958), A note on the generation of random normal deviates; for sets of equally likely points
     with given moments Hardin and Sloane (1996), McLaren's improved snub cube and other new spherical designs.
@@ -74,7 +74,7 @@ def normal_points() -> NDArray[np.float64]:
     integral = u * (1.0 - np.log(np.where(u > 0.0, u, 1.0)))  # of -ln u, from 0
     squares = 2.0 * n * np.diff(integral)
     angles = np.pi / 4.0 * np.mod((k[:-1] + 0.5) * ((5.0**0.5 - 1.0) / 2.0), 1.0)
-    # large radii, which make the high moments, are moved most; the smallest would turn negative
+    # large radii determine the high moments and are moved most; the smallest could turn negative
     reach = np.concatenate([np.minimum(squares, 4.0) ** 2, np.ones(n)])
     for _ in range(10):
         errors, slopes = _moment_errors(squares, angles)
@@ -88,9 +88,9 @@ def normal_points() -> NDArray[np.float64]:
 
 @functools.cache
 def _table() -> tuple[Tensor, float]:
-    """Return sums and differences of all pairs of points, and what one is in standard deviations of four such entries.
+    """Return the sums and differences of all pairs of points, and the factor that scales results to variance 1.
 
-    An entry holds four numbers of 16 bits in its 8 bytes, since torch looks single entries up fastest.
+    An entry packs four numbers of 16 bits into 8 bytes, since torch gathers single entries fastest.
     """
     points = np.rint(normal_points() * _SCALE).astype(np.int16)
     first, second = np.repeat(points, 256, axis=0), np.tile(points, (256, 1))
@@ -102,11 +102,11 @@ def _table() -> tuple[Tensor, float]:
 def normals_of(words: Words) -> Tensor:
     r"""Return ``16 * len(words)`` independent draws from :math:`\mathcal N(0, 1)` in float32.
 
-    With :math:`p_1, \dots, p_8` the points that eight bytes choose, the numbers are the coordinates of
+    With :math:`p_1, \dots, p_8` the points that eight bytes select, the numbers are the coordinates of
     :math:`\sum_j H_{ij}\,p_j / \sqrt 8` for the rows of the Hadamard matrix :math:`H` of order eight.
 
     Args:
-        words: independent random words, as many as make whole units: a multiple of 32.
+        words: independent random words; their number is a multiple of 32, which makes whole units.
     """
     numbers = torch.empty(len(words) * WORD, dtype=torch.float32, device="cpu")
     size = _BLOCK // WORD
@@ -116,12 +116,12 @@ def normals_of(words: Words) -> Tensor:
 
 
 def _halves(sums: Tensor) -> list[tuple[Tensor, ...]]:
-    """Return what is added to and subtracted from one another in each of the stages that are left."""
+    """Return the pairs of operands of the remaining butterfly stages of the Hadamard transform."""
     return [sums.view(-1, 2, width).unbind(1) for width in (UNIT // 2, UNIT // 4)]
 
 
 class _Scratch(threading.local):
-    """What a whole block works in, of each thread its own: half of the working memory stays in the cache that way."""
+    """Working memory of one block, per thread and reused, so that half of it stays in the cache."""
 
     def __init__(self) -> None:
         count = _BLOCK // 4
@@ -138,7 +138,7 @@ _scratch = _Scratch()
 
 def _fill(numbers: Tensor, words: Words) -> None:
     table, unit = _table()
-    # whole numbers of 16 bits: half the work of float32, and exact
+    # integers of 16 bits take half the time of float32, and are exact
     if len(words) * WORD == _BLOCK:
         np.copyto(_scratch.places, words.view(np.uint16))
         torch.index_select(table, 0, _scratch.indices, out=_scratch.entries)
@@ -158,7 +158,7 @@ def uniforms_of(words: Words, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Args:
         words: independent random words.
-        dtype: float32, which takes half a word a number, or float64, which takes a word.
+        dtype: float32, two numbers per word, or float64, one number per word.
     """
     numbers: NDArray[Any]
     if dtype == torch.float64:

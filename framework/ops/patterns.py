@@ -1,9 +1,9 @@
-"""Which layers and which weights: patterns over names and class names."""
+"""Selection of layers and weights by patterns over their names and class names."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Union
 
 from torch import nn
@@ -22,7 +22,7 @@ _NORMS: tuple[type[nn.Module], ...] = (
 
 
 def as_patterns(patterns: Patterns) -> tuple[str, ...]:
-    """Return patterns as a tuple; a string may hold several, parted by commas."""
+    """Return patterns as a tuple; a string may hold several, separated by commas."""
     if isinstance(patterns, str):
         return tuple(part.strip() for part in patterns.split(",") if part.strip())
     return tuple(patterns)
@@ -34,10 +34,10 @@ def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str
     Args:
         model: the user's network.
         patterns: shell patterns such as ``"encoder.*"``, ``"ReLU"`` or ``"1,3"``.
-        who: what is named in the error, such as ``"HiddenNoise(layers='RelU')"``.
+        who: what the error names, such as ``"HiddenNoise(layers='RelU')"``.
 
     Raises:
-        UserError: where a pattern matches no layer, or there is none; the message lists the layers.
+        UserError: if a pattern matches no layer, or no pattern is given; the message lists the layers.
     """
     layers = {name: layer for name, layer in model.named_modules() if name}
     chosen: set[str] = set()
@@ -70,20 +70,20 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 def select_weights(
     model: nn.Module, patterns: Patterns = "*", *, who: str, biases: bool = False
 ) -> dict[str, nn.Parameter]:
-    """Return the trainable weights that match, each once though it be tied, by qualified name.
+    """Return the trainable weights that match one of the patterns, by qualified name; tied ones are listed once.
 
-    By default weights alone are taken: parameters of at least two dimensions that belong to no normalization layer and
-    are not called bias. A pattern is matched against the parameter's qualified name, the name of its layer and the
+    By default only weights are selected: parameters of at least two dimensions that belong to no normalization layer
+    and are not called bias. A pattern is matched against the parameter's qualified name, the name of its layer and the
     class name of its layer.
 
     Args:
         model: the user's network.
         patterns: shell patterns such as ``"*"``, ``"lstm.*"``, ``"Linear"``, ``"*.weight_hh_*"``.
-        who: what is named in the error.
-        biases: take biases and norm gains as well.
+        who: what the error names.
+        biases: select biases and norm gains as well.
 
     Raises:
-        UserError: where a pattern matches no weight, or there is none; the message lists the weights.
+        UserError: if a pattern matches no weight, or no pattern is given; the message lists the weights.
     """
     weights: dict[str, nn.Parameter] = {}
     known_as: dict[str, set[str]] = {}
@@ -92,7 +92,7 @@ def select_weights(
         for short, parameter in layer.named_parameters(recurse=False):
             if parameter.requires_grad and (biases or is_weight(layer, short, parameter)):
                 full = f"{prefix}.{short}" if prefix else short
-                name = names.setdefault(parameter, full)  # a tied weight's first name; it is found by its others too
+                name = names.setdefault(parameter, full)  # a tied weight is listed by its first name and matched by all
                 weights[name] = parameter
                 known_as.setdefault(name, set()).update((full, prefix, type(layer).__name__))
     chosen: set[str] = set()
@@ -108,20 +108,15 @@ def select_weights(
 def _some(patterns: Patterns, who: str) -> tuple[str, ...]:
     given = as_patterns(patterns)
     if not given:
-        raise UserError(f"{who}: no pattern is given; '*' takes all")
+        raise UserError(f"{who}: no pattern is given; '*' matches all")
     return given
 
 
 def is_weight(layer: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Tell weights from biases and norm gains: at least two dimensions, no norm layer, no name with ``bias``."""
+    """Return whether a parameter is a weight: at least two dimensions, no norm layer, no ``bias`` in its name."""
     return parameter.ndim >= 2 and not is_norm(layer) and "bias" not in name
 
 
 def is_norm(layer: nn.Module) -> bool:
-    """Tell whether a layer normalizes."""
+    """Return whether a layer is a normalization layer."""
     return isinstance(layer, _NORMS)
-
-
-def first_match(name: str, patterns: Iterable[str]) -> str | None:
-    """Return the first of the patterns that matches ``name``."""
-    return next((pattern for pattern in patterns if fnmatch.fnmatchcase(name, pattern)), None)

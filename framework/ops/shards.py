@@ -1,4 +1,4 @@
-"""Sharded tensors, of which each rank holds a part, as ``fully_shard`` makes them."""
+"""Tensors sharded across ranks by ``fully_shard``, where each rank holds a local shard."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Tell whether this rank holds a part of the tensor only."""
+    """Return whether a tensor is sharded across ranks."""
     return hasattr(tensor, "full_tensor")
 
 
 def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return this rank's parts, which share their memory with the tensors; a tensor that is whole is its own part.
+    """Return this rank's local shards, which share memory with the tensors; other tensors are returned as they are.
 
-    For what is done entry by entry: copies, sums, noise.
+    For operations entry by entry: copies, sums, noise.
     """
     return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
 def whole(value: Any) -> Any:
-    """Return plain data with every sharded tensor made whole; all ranks have to ask."""
+    """Return plain data with every sharded tensor gathered. Collective: every rank must call it."""
     if isinstance(value, Tensor):
         return value.full_tensor() if hasattr(value, "full_tensor") else value
     if isinstance(value, dict):
@@ -34,22 +34,22 @@ def whole(value: Any) -> Any:
 
 
 def laid_out_as(tensor: Tensor, weight: Any) -> Tensor:
-    """Return a whole tensor sharded as a weight is; where the weight is whole, the tensor itself.
+    """Shard a full tensor as a weight is sharded; return it unchanged if the weight is not sharded.
 
     Args:
-        tensor: whole, on the weight's device, and the same on every rank; or sharded already.
+        tensor: full, on the weight's device, and the same on every rank; or sharded already.
         weight: parameter of the network, of the same shape.
     """
     if not hasattr(weight, "device_mesh") or hasattr(tensor, "device_mesh"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    # every rank has the whole already: nothing is sent
+    # src_data_rank=None: every rank has the full tensor already, so nothing is sent
     return distribute_tensor(tensor, weight.device_mesh, weight.placements, src_data_rank=None)
 
 
 def completed(norms: Iterable[Tensor]) -> list[Tensor]:
-    """Return norms over all ranks' parts, where torch keeps those of each part until somebody asks."""
+    """Reduce norms over all ranks, where torch has left the norms of the local shards."""
     return [_completed(norm) if hasattr(norm, "placements") else norm for norm in norms]
 
 
@@ -62,7 +62,7 @@ def _completed(norm: Any) -> Tensor:
 
 
 def copy_into(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors into others that are sharded alike."""
+    """Copy tensors into others that are sharded the same way."""
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return copy_into(targets, sources)

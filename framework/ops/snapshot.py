@@ -1,4 +1,4 @@
-"""A copy of a network's weights that is kept up to date in place."""
+"""A copy of a network's parameters and buffers that can be taken again and restored in place."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from framework.ops.shards import copy_into, is_sharded, laid_out_as
 class Snapshot:
     """A copy of a network's parameters and buffers, on their devices.
 
-    One copy is held and written over, so that taking it anew allocates nothing.
+    The copy is overwritten when it is taken again, which allocates nothing.
 
     Args:
-        tensors: copies by qualified name, such as those that a checkpoint kept.
+        tensors: copies by qualified name, such as those from a checkpoint.
 
     Example:
         >>> model, snapshot = nn.Linear(1, 1, bias=False), Snapshot()
@@ -29,11 +29,11 @@ class Snapshot:
     def __init__(self, tensors: dict[str, Tensor] | None = None) -> None:
         self.tensors = tensors or {}
 
-    # Lightning validates in inference mode, whose tensors could not be written over outside of it
+    # Lightning validates in inference mode, and tensors made there cannot be changed in place outside of it
     @torch.inference_mode(False)
     @torch.no_grad()
     def take(self, model: nn.Module) -> None:
-        """Copy the network's parameters and buffers as they stand."""
+        """Copy the network's current parameters and buffers into the snapshot."""
         now = tensors_of(model)
         kept = {name: tensor for name, tensor in self.tensors.items() if name in now and _alike(tensor, now[name])}
         self.tensors = {name: kept[name] if name in kept else torch.empty_like(tensor) for name, tensor in now.items()}
@@ -42,14 +42,14 @@ class Snapshot:
     @torch.inference_mode(False)
     @torch.no_grad()
     def put_back(self, model: nn.Module) -> None:
-        """Copy the snapshot into the network, bit for bit."""
+        """Copy the snapshot back into the network, bit for bit."""
         now = tensors_of(model)
         kept = [laid_out_as(tensor, now[name]) for name, tensor in self.tensors.items()]
         copy_into([now[name] for name in self.tensors], kept)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a network's parameters and buffers by qualified name, each once though it be tied."""
+    """Return a network's parameters and buffers by qualified name; tied parameters are listed once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 

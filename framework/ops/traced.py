@@ -1,53 +1,51 @@
-"""Keyed draws, and numbers that move, within a network that ``torch.compile`` traces."""
+"""Custom operators for compiled networks: keyed draws, and settings that change during the run."""
 
 from __future__ import annotations
 
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from framework.ops.draws import Source
 from framework.ops.keyed import Kind
 
-if TYPE_CHECKING:
-    from framework.plugin.step import Step
-
-_STEPS: weakref.WeakValueDictionary[int, Step] = weakref.WeakValueDictionary()
+_STEPS: weakref.WeakValueDictionary[int, Source] = weakref.WeakValueDictionary()
 _TOKENS = itertools.count()
 
 
-def register(step: Step) -> int:
-    """Return a number by which a compiled graph finds the step at hand again."""
+def register(step: Source) -> int:
+    """Register a step and return the number by which compiled graphs find it."""
     token = next(_TOKENS)
     _STEPS[token] = step
     return token
 
 
-# A graph of its own kind of node: the number of the step, by which draws are keyed, is read where the node runs. Traced
-# into the graph, it would make one for each step; left to Python, it would break the graph in two. That backward may
-# work a node out once more is no harm, since the same place gives the same draws.
-# It is told a shape, not a tensor of that shape, which would have to be worked out first: so noise joins the pass that
-# works out what it is added to.
+# An operator reads the step's index, which keys the draws, when it runs. As a constant in the graph the index would
+# cause a recompilation at each step, and left to Python it would break the graph. Backward may recompute the node,
+# since the same key gives the same draws.
+# It takes a shape rather than a tensor of that shape, which would have to be computed first: so the noise is fused with
+# the computation of what it is added to.
 def _drawn(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, token: int, kind: str, name: str, who: str
 ) -> Tensor:
-    """Return draws of a shape ``(samples, …)``, see :meth:`framework.plugin.step.Step.normal`.
+    """Return draws of shape ``(samples, …)``; see :meth:`framework.plugin.Step.normal`.
 
     Args:
-        shape: of the draws.
-        dtype: of the draws.
-        device: where they are to be.
-        token: what :func:`register` gave.
+        shape: shape of the draws.
+        dtype: type of the draws.
+        device: device of the draws.
+        token: the number from :func:`register`.
         kind: ``"normal"`` or ``"uniform"``.
         name: the plugin's name.
-        who: tells draws of one plugin apart.
+        who: distinguishes several draws of one plugin.
     """
     like = torch.empty(list(shape), dtype=dtype, device=device)
-    # a count of changes that starts anew: a graph may work in the memory of the draws, and plugins look at the count to
-    # find layers that overwrite what they saw
+    # .data has a version counter of its own: a graph may reuse the memory of the draws, and plugins compare versions to
+    # find layers that overwrite an output in place
     return _STEPS[token].rows(cast(Kind, kind), name, like, who).data
 
 
@@ -58,10 +56,10 @@ def _like_drawn(
 
 
 def _number(token: int, name: str, setting: str) -> Tensor:
-    """Return a plugin's setting as it stands: a number that moves would make a graph for each of its values.
+    """Return the current value of a plugin's setting; as a constant in the graph each value would recompile it.
 
     Args:
-        token: what :func:`register` gave.
+        token: the number from :func:`register`.
         name: the plugin's name.
         setting: the setting's name.
     """
@@ -72,7 +70,7 @@ def _like_number(token: int, name: str, setting: str) -> Tensor:
     return torch.empty((), dtype=torch.float64)
 
 
-# not torch.library.custom_op, whose wrappers take 0.15 ms a call to look for what these do not do
+# torch.library.custom_op would add 0.15 ms per call for checks that these operators do not need
 _library: Any = torch.library.Library("jtilde", "DEF")  # type: ignore[no-untyped-call]
 _library.define(
     "draw(SymInt[] shape, ScalarType dtype, Device device, int token, str kind, str name, str who) -> Tensor"

@@ -1,8 +1,10 @@
 """The contract between plugins and the core: ``Plugin``, and every value that its hook points are given."""
 
 from framework.plugin.finding import Finding, LintWarning
+from framework.plugin.host import Host
 from framework.plugin.phase import Phase
+from framework.plugin.plan import Plan
 from framework.plugin.plugin import Plugin, overrides
 from framework.plugin.step import Step
 
-__all__ = ["Finding", "LintWarning", "Phase", "Plugin", "Step", "overrides"]
+__all__ = ["Finding", "Host", "LintWarning", "Phase", "Plan", "Plugin", "Step", "overrides"]

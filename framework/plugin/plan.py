@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from framework.data.data import Data, length_of
+from framework.data.data import Data
+from framework.data.parts import length_of
 from framework.errors import did_you_mean
 from framework.plugin.host import Host
 

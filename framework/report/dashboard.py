@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from framework.data.batch import input_of
-from framework.data.data import TrainLoader
+from framework.data.loaders import TrainLoader
 from framework.ops.patterns import is_weight
 from framework.ops.shards import locals_of
 from framework.report.pictures import grid, is_pictures, raw_pictures, span

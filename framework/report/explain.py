@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from framework.data.data import length_of
+from framework.data.parts import length_of
 from framework.ops.patterns import parameter_counts
 from framework.plugin.hooks import HOOK_POINTS, RULES
 from framework.plugin.plugin import Plugin, overrides

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from framework.data.batch import input_of
-from framework.data.data import TrainLoader
+from framework.data.loaders import TrainLoader
 
 _COLUMNS = 8
 _TILE = 48  # minimal height and width of a picture, in pixels

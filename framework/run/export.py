@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch.utils.data import Subset
 from framework.checkpoint.atomic import output_file
 from framework.checkpoint.file import read_checkpoint
 from framework.data.batch import input_of
-from framework.data.data import EvalLoader, as_dataset, length_of
+from framework.data.loaders import EvalLoader
+from framework.data.parts import as_dataset, length_of
 from framework.errors import UserError, one_line
 from framework.recipe.spec import Source
 from framework.run.evaluate import trained
@@ -97,7 +97,7 @@ def _samples(core: Core) -> EvalLoader:
     if length_of(part) < _SAMPLES:
         raise UserError(f"Data(train=...): {length_of(part)} samples; export needs {_SAMPLES} to find which sizes vary")
     few = Subset(as_dataset(part), range(_SAMPLES))
-    return EvalLoader(dataclasses.replace(data, workers=0, eval_batch_size=_SAMPLES), few, 0, 1)
+    return EvalLoader(few, batch_size=_SAMPLES, collate=data.collate)
 
 
 class _Writing(pl.Callback):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.checkpoint.folder import RunFolder, versions_of_packages
-from framework.data.data import length_of
+from framework.data.parts import length_of
 from framework.engine.core import Core
 from framework.ops.patterns import parameter_counts
 from framework.plugin.plugin import Plugin

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from framework.data.batch import clean_target, input_of, target_of
-from framework.engine.core import Core
+from framework.plugin.host import Host
 from framework.plugin.plugin import Plugin
 from framework.plugin.step import Step
 from framework.testing.case import Case
@@ -21,7 +21,7 @@ from framework.testing.result import Failed
 class _Order(Plugin):
     """First plugin of the recipe: records the order of samples."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         self.seen_: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
@@ -33,9 +33,9 @@ class _Order(Plugin):
 class _Draws(Plugin):
     """Last plugin of the recipe: draws in every possible way, and records what the network drew."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         self.seen_: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
-        self.drop_ = core.model.get_submodule("drop")
+        self.drop_: Any = core.model.get_submodule("drop")
 
     def begin_step(self, step: Step) -> None:
         self._record("a plugin's draws for the step", step, torch.rand(3, generator=step.generator(self)))

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.core import Core
 from framework.plugin.answers import named_terms
+from framework.plugin.host import Host
 from framework.plugin.plugin import Plugin
 from framework.plugin.step import Step
 from framework.testing.case import Case, isolated
@@ -120,7 +121,7 @@ def _demand_close(given: Tensor, expected: Tensor, tolerance: float, what: str) 
 class _Lengths(Plugin):
     """Last plugin of the recipe: records norm and largest entry of the gradients of each update."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         self.norms_: list[float] = []
         self.largest_: list[float] = []
 

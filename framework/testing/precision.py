@@ -9,7 +9,7 @@ from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
 from framework.data.batch import Outcome
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.core import Core
 from framework.testing.case import Case, isolated
 from framework.testing.compare import demand_close, demand_same_bits

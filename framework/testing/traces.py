@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from framework.data.batch import Outcome
-from framework.data.data import Window
+from framework.data.loaders import Window
 from framework.engine.core import Core
 from framework.errors import one_line
 from framework.plugin.plugin import Plugin

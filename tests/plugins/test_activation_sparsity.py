@@ -394,7 +394,7 @@ def test_a_network_with_k_winners_can_be_copied_and_pickled():
         (
             ActivationSparsity(0.1, "Linear"),
             nn.Sequential(nn.Linear(8, 4), nn.ReLU(inplace=True), nn.Linear(4, 1)),
-            r"what 0 returns is overwritten in place by the layer after it .*; choose that layer",
+            r"the output of 0 is overwritten in place by the layer after it .*; choose that layer",
         ),
         (ActivationSparsity(0.1), Net(reentrant=True), r"act2 runs without gradients, .* use_reentrant=False"),
     ],

@@ -218,7 +218,7 @@ def test_a_metric_that_is_no_number(value: float, core_of: Callable[..., Core]) 
 
 
 def test_a_metric_that_never_was_a_number() -> None:
-    with pytest.raises(UserError, match="nan before it ever was a number"):
+    with pytest.raises(UserError, match="nan before it was ever finite"):
         fit(level_recipe(EarlyStopping(), val=math.nan), logs=None)
 
 
@@ -506,7 +506,7 @@ def test_a_phase_cut_off_leaves_the_best_of_the_run(then: Any, tmp_path: Path) -
 def test_retrain_without_a_best_is_refused() -> None:
     with (
         pytest.warns(UserWarning, match="no validation"),
-        pytest.raises(UserError, match="no validation of this process tells how long to train"),
+        pytest.raises(UserError, match="no validation of this process says how long to train"),
     ):
         fit(level_recipe(EarlyStopping(then="retrain"), max_epochs=2, check_val_every_n_epoch=5), logs=None)
 

@@ -16,7 +16,7 @@ from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
-from plugins.norm_penalty import NormPenalty, add_group_gradient, group_norm, norm, shrink, shrink_groups
+from plugins.norm_penalty import NormPenalty, add_group_gradient, group_norm, norm
 from plugins.optimizer import Optimizer
 
 EVERY_TERM = [
@@ -69,31 +69,6 @@ def test_norms_by_hand() -> None:
     # rows of 2 entries: lengths 5, 2, sqrt 5; columns: 3, 4 (one entry each), then 1 and sqrt 8 (two entries each)
     assert group_norm(weights, "rows").item() == pytest.approx(math.sqrt(2) * (5 + 2 + math.sqrt(5)))
     assert group_norm(weights, "columns").item() == pytest.approx(3 + 4 + math.sqrt(2) * (1 + math.sqrt(8)))
-
-
-def test_soft_thresholding_gives_exact_zeros() -> None:
-    w = torch.tensor([3.0, 0.3, 0.0, -0.3, -2.0])
-    shrink([w], 0.3)
-    assert w.tolist() == pytest.approx([2.7, 0.0, 0.0, 0.0, -1.7])
-    assert (w[1:4] == 0).all()
-
-
-@pytest.mark.parametrize(("l1", "l2"), [(0.3, 0.0), (0.0, 0.7), (0.2, 0.5)])
-def test_the_proximal_step_minimizes_its_objective(l1: float, l2: float) -> None:
-    w = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    found = w.clone()
-    shrink([found], l1, l2)
-    grid = torch.linspace(-3, 3, 60001, dtype=torch.float64)[:, None]
-    objective = (grid - w) ** 2 / 2 + l1 * grid.abs() + l2 * grid**2 / 2
-    assert torch.allclose(found, grid[objective.argmin(0), 0], atol=2e-4)
-
-
-def test_the_group_step_kills_whole_groups_and_shortens_the_others() -> None:
-    w = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]], dtype=torch.float64)
-    shrink_groups([w], 0.5, "rows")
-    left = 1 - 0.5 * math.sqrt(2) / 5
-    assert torch.allclose(w[0], torch.tensor([3.0, 4.0], dtype=torch.float64) * left)
-    assert (w[1:] == 0).all()
 
 
 def test_the_group_gradient_is_zero_at_zero() -> None:
@@ -376,7 +351,7 @@ def test_flat_weights_of_an_lstm_are_penalized() -> None:
 )
 @pytest.mark.parametrize("limit", [1, 40, 10**6])
 def test_gradients_do_not_depend_on_what_fits_into_the_cache(settings, limit, monkeypatch):
-    monkeypatch.setattr("plugins.norm_penalty._IN_CACHE", limit)
+    monkeypatch.setattr("framework.ops.weights._IN_CACHE", limit)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.Linear(5, 8), nn.Linear(8, 1))
     plugin = NormPenalty({"0.*": 0.1, "*": 0.3}, **settings)

@@ -187,7 +187,7 @@ def test_a_plateau_waits_for_its_metric() -> None:
         ({"warmup": -1}, "warmup must be a whole number >= 0 or a number >= 0 and <= 1"),
         ({"warmup": 500.0}, "warmup must be"),
         ({"end": math.nan}, "end=nan"),
-        ({"gamma": 0.5}, "cosine does not read gamma, but warmup, end; leave it out"),
+        ({"gamma": 0.5}, "cosine does not read gamma, only warmup, end; leave it out"),
         ({"options": {"T_max": 3}}, "cosine does not read options"),
         ({"monitor": "val/accuracy"}, "cosine does not read monitor"),
         ({"kind": "plateau", "warmup": 3}, "plateau does not read warmup"),
@@ -208,10 +208,10 @@ def test_mistakes_are_told_when_it_is_made(settings: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("settings", "total", "message"),
     [
-        ({}, -1, "no end to count to; set trainer max_epochs"),
+        ({}, -1, "the run has no end; set the trainer's max_epochs"),
         ({"kind": "constant", "warmup": 0.1}, -1, r"warmup=0.1\): the run has no end"),
         ({"kind": "OneCycleLR", "options": {"max_lr": 1.0}}, -1, "no end"),
-        ({"warmup": 40}, 40, "the run has 40 steps in all; take less"),
+        ({"warmup": 40}, 40, "the run has 40 steps in all; shorten the warm-up"),
         ({"kind": "StepLR"}, 40, "step_size"),
         ({"kind": "OneCycleLR", "options": {"max_lr": 1.0, "pct_start": 7}}, 40, "pct_start, but got 7"),
     ],

@@ -110,7 +110,7 @@ def test_the_declared_value_is_the_other_end() -> None:
     ("settings", "message"),
     [
         ({"strength": "alpha", "end": 1.0}, "'<plugin>.<setting>'"),
-        ({"strength": "watch.strength"}, "would never move"),
+        ({"strength": "watch.strength"}, "would never change"),
         ({"strength": "watch.strength", "end": math.nan}, "end=nan"),
         ({"strength": "watch.strength", "end": 1.0, "begin": 0.7, "until": 0.2}, "begin comes after until"),
         ({"strength": "watch.strength", "end": 1.0, "until": 1.5}, "until must be"),
@@ -147,7 +147,7 @@ def test_a_strength_by_pattern_is_moved_by_its_scale() -> None:
 
 
 def test_two_that_move_the_same_are_told() -> None:
-    with pytest.raises(UserError, match="'second' moves it too"):
+    with pytest.raises(UserError, match="'second' changes it too"):
         attached(
             StrengthSchedule("watch.strength", end=0.0),
             StrengthSchedule("watch.strength", end=0.0, name="second"),

@@ -91,7 +91,7 @@ def test_offline_and_absent_names_every_missing_file_and_the_folder_in_one_line(
     with pytest.raises(UserError) as caught:
         fetch(files, tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"no data: put a/one, a/two into {tmp_path}, or name their folder by --data")
+    assert message.startswith(f"no data: put a/one, a/two into {tmp_path}, or give their folder by --data")
     assert "\n" not in message
 
 

@@ -232,7 +232,7 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
         (lambda: Optimizer("LBFGS"), "LBFGS needs each weight whole"),
         (lambda: Optimizer("Adafactor"), "Adafactor needs each weight whole"),
         (lambda: WeightNoise(0.1, fresh="sequence"), "draws for each rank"),
-        (lambda: EarlyStopping(then="retrain"), "then='retrain' goes on with a network that is whole"),
+        (lambda: EarlyStopping(then="retrain"), "then='retrain' continues with an unsharded network"),
     ],
 )
 def test_what_cannot_be_right_is_refused(make: Any, reason: str) -> None:

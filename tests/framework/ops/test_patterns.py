@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from framework.errors import UserError
-from framework.ops.patterns import as_patterns, first_match, is_norm, select_layers, select_weights
+from framework.ops.patterns import as_patterns, is_norm, select_layers, select_weights
 
 
 class Net(nn.Module):
@@ -102,8 +102,6 @@ def test_no_pattern_at_all_is_told(empty: str | list[str]) -> None:
 def test_small_helpers() -> None:
     assert as_patterns("a, b,,c ") == ("a", "b", "c")
     assert as_patterns(["a,b"]) == ("a,b",)
-    assert first_match("encoder.0", ["head", "encoder.*", "*"]) == "encoder.*"
-    assert first_match("x", ["y"]) is None
     assert is_norm(nn.RMSNorm(3))
     assert is_norm(nn.BatchNorm2d(3))
     assert not is_norm(nn.Linear(1, 1))
