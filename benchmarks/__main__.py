@@ -1,4 +1,4 @@
-"""The tables of what things cost: ``python -m benchmarks [SECTION …]``."""
+"""Benchmarks of the framework's cost, as tables: ``python -m benchmarks [SECTION …]``."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from benchmarks.measure import machine, write
 from benchmarks.versus import Row, show
 
 SECTIONS = {
-    "step": "a step of 64-128-10, batch 64, us: fit with all that people have on / loops by hand",
-    "where": "where the microseconds of a step of 64-128-10 go, all that a run does shared out over its 2,000 steps",
+    "step": "a step of 64-128-10, batch 64, us: fit with everything on / loops by hand",
+    "where": "where the microseconds of a step of 64-128-10 go, the whole run divided by its 2,000 steps",
     "conv": "a step of a small convolutional network, us: the same",
     "ranks": "a step of 64-128-10 by two processes, us",
     "start": "from typing fit to the end of the first step, us",
-    "batches": "handing over batches from memory, us",
+    "batches": "loading batches from memory, us",
     "terms": "penalties and averages over 200 tensors of 64 x 64, us",
     "noise": "noise on weights, us",
     "images": "transforms and the sample pipeline, us",
-    "memory": "memory at its peak",
+    "memory": "peak memory",
     "compiled": "torch.compile on a convolutional network, with plugins and without",
     "scaling": "how a step grows",
     "peers": "64-128-10 by other libraries, everything on, us a step",
@@ -34,8 +34,8 @@ SECTIONS = {
 def main() -> None:
     """Print the tables and write them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"all unless given: {', '.join(SECTIONS)}")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 unless given")
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"by default all: {', '.join(SECTIONS)}")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads, by default 1")
     parser.add_argument("--json", type=Path, default=Path("lightning_logs/benchmarks.json"))
     given = parser.parse_args()
     if unknown := set(given.sections) - set(SECTIONS):

@@ -1,4 +1,4 @@
-"""The time to hand over a batch of a data set in memory, over tensor indexing."""
+"""Time to load a batch of a data set in memory, over tensor indexing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from framework import Data
 
 
 def drained(make: Callable[[], Iterable[object]]) -> Loop:
-    """Return what takes all batches of ten epochs."""
+    """Return a function that consumes all batches of ten epochs."""
 
     def run() -> int:
         for _ in range(10):

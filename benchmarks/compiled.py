@@ -1,4 +1,4 @@
-"""What ``torch.compile`` brings on a convolutional network, with plugins and without, and how often it compiles."""
+"""The gain from ``torch.compile`` on a convolutional network, with plugins and without, and how often it compiles."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cocktail() -> list[Plugin]:
 
 
 def by_hand(compiled: bool) -> float:
-    """Return the median time of a step of the loop that people write, without plugins."""
+    """Return the median time of a step of a handwritten loop, without plugins."""
     torch._dynamo.reset()
     model = network()
     forward = torch.compile(model) if compiled else model
@@ -69,7 +69,7 @@ def samples() -> tuple[Tensor, Tensor]:
 
 
 def median(times: list[float]) -> float:
-    """Return milliseconds a step of the beginnings of steps, those left out in which it was compiled."""
+    """Return milliseconds per step from the start times of steps, without those that compiled."""
     late = times[STEPS // 3 :]
     return statistics.median(b - a for a, b in itertools.pairwise(late)) * 1e3
 
@@ -91,7 +91,7 @@ def ours(plugins: Callable[[], list[Plugin]], compiled: bool) -> float:
 
 
 def rows(rounds: int = 6) -> list[dict[str, Any]]:
-    """Return a row each for the loop by hand and for a fit without and with plugins, all of them taking turns.
+    """Return rows for the handwritten loop and for a fit without and with plugins, run in turn.
 
     Args:
         rounds: how often each trains, after one round that does not count, in which torch fills its cache.

@@ -1,7 +1,7 @@
-"""The cost of a training step on a convolutional network of some 25 ms a step, over the loop written by hand.
+"""The cost of a training step on a convolutional network of some 25 ms per step, over a handwritten loop.
 
-The time is that of the steps of one epoch, the first two left out: what a run does once (pictures and histograms for
-TensorBoard, statistics of averaged weights) would weigh on so few steps as it does on no run of any length.
+The time is that of the steps of one epoch without the first two: costs that occur once per run (pictures and histograms
+for TensorBoard, statistics of averaged weights) would weigh too much on so few steps.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ def network() -> nn.Sequential:
 
 
 class Clock(Plugin):
-    """Takes the time at the beginning of each step."""
+    """Record the time at the start of each step."""
 
     def attach(self, core: Core) -> None:
-        """Begin."""
+        """Start."""
         self.times_: list[float] = []
 
     def begin_step(self, step: Step) -> None:
-        """Take the time."""
+        """Record the time."""
         self.times_.append(time.perf_counter())
 
 
 def a_step(times: list[float]) -> float:
-    """Return microseconds a step of the beginnings of steps."""
+    """Return microseconds per step from the start times of steps."""
     return (times[-1] - times[BEFORE]) / (len(times) - 1 - BEFORE) * 1e6
 
 
 def by_hand(mixed: bool) -> Callable[[], float]:
-    """Return the loop over a ``DataLoader``, with the arithmetic of the cocktail where asked for."""
+    """Return the loop over a ``DataLoader``, on request with the arithmetic of the plugins."""
 
     def run() -> float:
         model = network()
@@ -101,7 +101,7 @@ def by_hand(mixed: bool) -> Callable[[], float]:
 
 
 def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Callable[[], float]:
-    """Return a fit with TensorBoard, checkpoints, progress bar, loss and accuracy, as people run it."""
+    """Return a fit with TensorBoard, checkpoints, progress bar, loss and accuracy, as it is commonly run."""
 
     def run() -> float:
         x, y = samples()

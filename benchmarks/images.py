@@ -1,4 +1,4 @@
-"""Batch transforms beside albumentations sample by sample, and samples a second through the loader's workers."""
+"""Batch transforms against albumentations sample by sample, and samples per second through the loader's workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SAMPLES, SIDE = 256, 32
 
 
 class Blend(A.ImageOnlyTransform):
-    """Mix an image with a partner, or paste a box of the partner into it: what albumentations has no transform for.
+    """Mix an image with a partner, or paste a box of the partner into it; albumentations has no such transform.
 
     Args:
         partners: images to choose from.
@@ -59,7 +59,7 @@ class Blend(A.ImageOnlyTransform):
 
 
 class Samples(Dataset[Any]):
-    """A data set as people write it: the pipeline is called on each image.
+    """A typical data set: the pipeline is called on each image.
 
     Args:
         images: arrays ``(height, width, channels)``.
@@ -80,7 +80,7 @@ class Samples(Dataset[Any]):
 
 
 def counterparts(images: np.ndarray) -> dict[str, tuple[Any, list[Any]]]:
-    """Return for each transform of a batch, or plugin, what does the same in albumentations."""
+    """Return for each batch transform or plugin its equivalent in albumentations."""
     half = SIDE // 2
     hole = {"num_holes_range": (1, 1), "hole_height_range": (half, half), "hole_width_range": (half, half)}
     return {
@@ -97,11 +97,11 @@ def counterparts(images: np.ndarray) -> dict[str, tuple[Any, list[Any]]]:
 
 
 class Nobody(Plugin):
-    """Who draws."""
+    """The consumer of the draws."""
 
 
 def on_batch(transform: Any, x: Tensor) -> Callable[[], Any]:
-    """Return a call of a transform, or of a plugin, on a batch."""
+    """Return a function that calls a transform or plugin on a batch."""
     step = Step(0, WeightEdits())
     step.count = step.samples = len(x)
     batch, drawer = (x, torch.zeros(len(x), dtype=torch.long)), Nobody()
@@ -132,14 +132,14 @@ def transforms(rounds: int) -> list[Row]:
                 for one in chain:
                     image = one(image=image)["image"]
 
-        # several calls in a row, as in training: the first gets pages that the other contender has given back
+        # several calls in a row, as in training: the first maps pages that the other contender has freed
         table.append(versus(f"{name} / data set", run, as_used, goal=">= 5", rounds=rounds, times=4, faster=True))
         table.append(versus(f"{name} / bare loop", run, bare, goal="", rounds=rounds, times=4, faster=True))
     return table
 
 
 class Stored(Dataset[Any]):
-    """Images that lie in memory, handed over as they are: a data set as people write it.
+    """A typical data set: images in memory, returned as they are.
 
     Args:
         images: arrays ``(height, width, channels)``.

@@ -1,4 +1,4 @@
-"""Timing of contenders in turn, so that a machine's moods fall on all alike."""
+"""Timing of contenders in turn, so that load on the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def alternate(contenders: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
-    """Return microseconds a step of each contender, one number a round, the contenders taking turns.
+    """Return microseconds per step of each contender, one number per round, run in turn.
 
     Args:
         contenders: by name, functions that run some steps and return how many.
@@ -32,7 +32,7 @@ def alternate(contenders: Mapping[str, Callable[[], int]], rounds: int) -> dict[
 
 
 def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Return what contenders that take the time themselves answer, one number a round, the contenders taking turns.
+    """Return what contenders that measure time themselves report, one number per round, run in turn.
 
     Args:
         contenders: by name, functions that return microseconds a step.
@@ -48,7 +48,7 @@ def in_turn(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[
 
 
 def table(times: Mapping[str, list[float]], bases: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a row a contender: median and quartiles in microseconds, and the median ratio to its base, by rounds."""
+    """Return one row per contender: median and quartiles in microseconds, and the median over rounds of its ratio."""
     rows = []
     for name, values in times.items():
         low, median, high = statistics.quantiles(values, n=4)
@@ -71,7 +71,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
+    """Return the machine and the releases that were measured."""
     import pytorch_lightning
 
     return {

@@ -1,6 +1,6 @@
-"""Memory at its peak: a fit over the loop written by hand, per plugin, in copies of the weights or of a batch.
+"""Peak memory of a fit over a handwritten loop, per plugin, in copies of the weights or of a batch.
 
-Each is measured in a process of its own: what resident memory rises by, from before the network is made to the peak.
+Each is measured in its own process: the growth of resident memory from before the network is made to the peak.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def resident() -> int:
 
 
 def by_hand(model: nn.Module, data: tuple[Tensor, Tensor]) -> None:
-    """Train by the loop that people write, and evaluate on one batch."""
+    """Train by a handwritten loop, and evaluate on one batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     x, y = data
     size = len(x) // STEPS
@@ -125,7 +125,7 @@ def ours(model: nn.Module, data: tuple[Tensor, Tensor], plugins: Plugins, keep: 
 
 
 def peak(kind: str, name: str) -> None:
-    """Run one contender and print by how many bytes memory rose; for a process of its own."""
+    """Run one contender and print the growth of memory in bytes; to be run in its own process."""
     torch.set_num_threads(1)
     make, listed = KINDS[kind]
     torch.randn(8, 8).mm(torch.randn(8, 8))
@@ -135,20 +135,20 @@ def peak(kind: str, name: str) -> None:
         by_hand(model, data)
     else:
         ours(model, data, listed.get(name, list), keep=name.endswith("checkpoints"))
-    # not getrusage's, which a process takes over from the one that started it
+    # not that of getrusage, which a process inherits from its parent
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     print(int(line.split()[1]) * 1024 - before)
 
 
 def measured(kind: str, name: str) -> int:
-    """Return the bytes by which a contender's memory rose at its peak."""
+    """Return the growth of a contender's memory at its peak, in bytes."""
     code = f"from benchmarks.memory import peak; peak({kind!r}, {name!r})"
     asked = subprocess.run([sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     return int(asked.stdout.split()[-1])
 
 
 def rows() -> list[dict[str, Any]]:
-    """Return a row a plugin: MiB over the loop by hand, and how many copies of what is large that is."""
+    """Return one row per plugin: MiB over the handwritten loop, also in copies of what is large."""
     found = []
     for kind, (make, listed) in KINDS.items():
         unit = make()[2]

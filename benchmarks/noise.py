@@ -1,4 +1,4 @@
-"""Noise on weights over a save, an addition and a restoration; numbers a second beside torch's generator."""
+"""Weight noise over a save, an addition and a restoration; numbers per second against torch's generator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plugins.weight_noise import WeightNoise
 
 
 def edit(model: nn.Module) -> tuple[Callable[[], None], list[Tensor]]:
-    """Return what disturbs a network's weights for one step and restores them, and the weights."""
+    """Return a function that adds noise to a network's weights and restores them, and the weights."""
     plugin = WeightNoise(0.01)
     core = Core(model, plugins=[plugin])
     core.attach_plugins()
@@ -30,7 +30,7 @@ def edit(model: nn.Module) -> tuple[Callable[[], None], list[Tensor]]:
 
 
 def addition(weights: list[Tensor]) -> Callable[[], None]:
-    """Return the least work with which noise that is there already is added and taken away again."""
+    """Return the minimal work of adding existing noise and removing it again."""
     copies, noise = [torch.empty_like(w) for w in weights], [torch.randn_like(w) for w in weights]
 
     def run() -> None:

@@ -1,6 +1,6 @@
-"""The small network trained by other libraries as their users run them, with everything on: bar, logs, checkpoints.
+"""The small network trained by other libraries in their usual setup, with progress bar, logs and checkpoints.
 
-They come by ``pip install -r benchmarks/requirements.txt``; one that is not there is left out. fastai and Composer need
+Install them by ``pip install -r benchmarks/requirements.txt``; missing ones are left out. fastai and Composer need
 torchvision, which has no build for every machine.
 """
 
@@ -49,7 +49,7 @@ class Noisy(nn.Module):
         return self.inner[2](hidden)  # type: ignore[no-any-return]
 
     def terms(self) -> Tensor:
-        """Return L2 of the weights and L1 of the hidden units, as people add them to the loss."""
+        """Return L2 of the weights and L1 of the hidden units, as they are commonly added to the loss."""
         assert self.hidden is not None
         l2 = sum(layer.weight.pow(2).sum() / 2 for layer in (self.inner[0], self.inner[2]))
         return 1e-4 * l2 + 1e-4 * self.hidden.abs().sum() / len(self.hidden)
@@ -62,7 +62,7 @@ def parts() -> tuple[TensorDataset, TensorDataset]:
 
 
 class Module(pl.LightningModule):
-    """What people write for Lightning."""
+    """A typical LightningModule."""
 
     def __init__(self, cocktail: bool) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def keras(mixed: bool, logs: Path) -> int:
 
 
 def accelerated(mixed: bool, logs: Path) -> int:
-    """Train by pytorch-accelerated; it logs to no TensorBoard by itself."""
+    """Train by pytorch-accelerated; it does not log to TensorBoard by itself."""
     from pytorch_accelerated import Trainer
     from pytorch_accelerated.callbacks import EarlyStoppingCallback, ModelEmaCallback, SaveBestModelCallback
     from pytorch_accelerated.trainer import DEFAULT_CALLBACKS
@@ -261,7 +261,7 @@ def _nowhere() -> Iterator[None]:
 
 
 def rows(rounds: int = 5) -> list[Row]:
-    """Return ours over each library that is there, with the plain network and with the same terms switched on."""
+    """Return ours over each installed library, with the plain network and with the same terms added."""
     found: list[Row] = []
     for title, mixed in (("tiny", False), ("cocktail", True)):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A step of the small network by two ranks, over Lightning's own ddp on the same network."""
+"""A step of the small network on two ranks, over Lightning's own ddp on the same network."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from framework.run.quiet import quiet
 from plugins.optimizer import Optimizer
 
 RANKS: dict[str, Any] = {"accelerator": "cpu", "strategy": "ddp_fork", "devices": 2, "max_epochs": 6}
-BEFORE = 20  # steps that do not count: the first ones wait for the ranks to meet
+BEFORE = 20  # steps that do not count: the first ones include the ranks' initialization
 
 
 class Clock(pl.Callback):
-    """Writes microseconds a step of rank zero to a file: a forked rank hands nothing else back.
+    """Write microseconds per step of rank zero to a file, the only way back from a forked rank.
 
     Args:
         file: where to.
@@ -41,7 +41,7 @@ class Clock(pl.Callback):
         self.began = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Begin to count."""
+        """Start counting."""
         if trainer.global_step == BEFORE:
             self.began = time.perf_counter()
 
@@ -107,7 +107,7 @@ def ours(folder: Path) -> Callable[[], float]:
 def rows(rounds: int = 8) -> list[Row]:
     """Return the rows; torch's number of threads is the caller's."""
     for who in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(who).setLevel(logging.ERROR)  # each run would tell how its ranks met
+        logging.getLogger(who).setLevel(logging.ERROR)  # each run would report how its ranks connected
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         contenders = {"2 ranks": ours(folder), "Lightning's own ddp, all else off": lightnings(folder)}

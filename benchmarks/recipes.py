@@ -1,11 +1,11 @@
-"""What plugins bring: a recipe without them, with them, and with each left out; test metrics over seeds.
+"""The effect of plugins: test metrics of a recipe without them, with them, and with each left out, over seeds.
 
     python -m benchmarks.recipes recipes/digits.py --seeds 3
     python -m benchmarks.recipes recipes/tabular.py --over name=Australian,anneal,kc1 --set width=128
 
-Every arm trains the same network on the same data with the same seeds, and is tested with its best checkpoint by
-validation. A Markdown table goes to standard output, every single run to a JSON file. Plugins that regularize nothing
-(``--keep``) stay in the arm without plugins, so that what is compared is regularization.
+Every arm trains the same network on the same data with the same seeds, and its best checkpoint by validation is tested.
+A Markdown table goes to standard output, each run to a JSON file. Plugins that do not regularize (``--keep``) stay in
+the arm without plugins, so that the comparison is about regularization.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the runs as a Markdown table, a row an arm; the spread is that over seeds of means over the rest."""
+    """Return the runs as a Markdown table, one row per arm; the spread is over seeds, of means over the rest."""
     metrics = [name for name in runs[0] if name.startswith("test/")]
     lines = [f"| | {' | '.join(metrics)} | seconds a run |", "|---" * (len(metrics) + 2) + "|"]
     for arm in dict.fromkeys(run["arm"] for run in runs):

@@ -1,4 +1,4 @@
-"""How the time of a step grows with parameters, tensors, plugins and observed layers, and the slopes."""
+"""Growth of the time of a step with parameters, tensors, plugins and observed layers, with slopes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Sum(nn.Module):
 
 
 class Idle(Plugin):
-    """Answers at three hook points and does nothing there."""
+    """A plugin that answers at three hook points and does nothing."""
 
     def begin_step(self, step: Step) -> None:
         """Do nothing."""
@@ -51,14 +51,14 @@ class Idle(Plugin):
 
 
 class Clock(Plugin):
-    """Takes the time at the beginning of each step."""
+    """Record the time at the start of each step."""
 
     def attach(self, core: Core) -> None:
-        """Begin."""
+        """Start."""
         self.times_: list[float] = []
 
     def begin_step(self, step: Step) -> None:
-        """Take the time."""
+        """Record the time."""
         self.times_.append(time.perf_counter())
 
 
@@ -79,7 +79,7 @@ def microseconds(model: nn.Module, plugins: Sequence[Plugin], steps: int) -> flo
 
 
 def by_hand(model: nn.Module, steps: int) -> float:
-    """Return the median time of a step of the loop that people write, with what :func:`terms` does."""
+    """Return the median time of a step of a handwritten loop that does what :func:`terms` does."""
     weights = list(model.parameters())
     optimizer = torch.optim.SGD(weights, lr=0.0, fused=True)
     average = [weight.detach().clone() for weight in weights]
@@ -97,12 +97,12 @@ def by_hand(model: nn.Module, steps: int) -> float:
 
 
 def network(layers: int) -> nn.Sequential:
-    """Return a network with so many ReLU layers."""
+    """Return a network with a number of ReLU layers."""
     return nn.Sequential(*(layer for _ in range(layers) for layer in (nn.Linear(16, 16), nn.ReLU())))
 
 
 def terms() -> list[Plugin]:
-    """Return what works on each weight: L2, an average, SGD."""
+    """Return plugins that work on each weight: L2, an average, SGD."""
     return [NormPenalty(1e-4, weights="*", biases=True), WeightAverage(decay=0.99), Optimizer("SGD", lr=0.0)]
 
 
@@ -149,5 +149,5 @@ def rows(largest: int = 10**8) -> dict[str, list[tuple[float, float]]]:
 def show(found: dict[str, list[tuple[float, float]]]) -> None:
     """Print the curves and their slopes."""
     for what, points in found.items():
-        told = ", ".join(f"{n:,.0f}: {us:,.0f} us" for n, us in points)
-        print(f"  {what}: {told}; slope at the end {slope(points):.2f}")
+        listed = ", ".join(f"{n:,.0f}: {us:,.0f} us" for n, us in points)
+        print(f"  {what}: {listed}; slope at the end {slope(points):.2f}")

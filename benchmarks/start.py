@@ -24,7 +24,7 @@ from framework import Data, Recipe
 
 
 class Leave(pl.Callback):
-    """Ends the process after the first step."""
+    """Exit the process after the first step."""
 
     def on_train_batch_end(self, *_):
         os._exit(0)
@@ -39,7 +39,7 @@ def recipe() -> Recipe:
 
 
 def process(*command: str) -> Callable[[], float]:
-    """Return what runs Python and gives its microseconds.
+    """Return a function that runs Python and returns the microseconds.
 
     Raises:
         CalledProcessError: where it fails.

@@ -1,4 +1,4 @@
-"""The cost of a training step on a small network, over loops written by hand."""
+"""The cost of a training step on a small network, over handwritten loops."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def network() -> nn.Sequential:
 
 
 def batches(lean: bool) -> Callable[[], Any]:
-    """Return what makes an epoch's batches: tensor indexing, or the ``DataLoader`` that people write."""
+    """Return a function that makes an epoch's batches: by tensor indexing, or by a ``DataLoader``."""
     x, y = samples()
     if not lean:
         loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
@@ -114,7 +114,7 @@ def cocktail_by_hand(lean: bool, weight_noise: bool) -> Loop:
 
 
 def cocktail(weight_noise: bool) -> list[Plugin]:
-    """Return L2, input noise, activation L1, EMA, early stopping and clipping, and weight noise where asked for."""
+    """Return L2, input noise, activation L1, EMA, early stopping and clipping, on request weight noise."""
     noise = [WeightNoise(0.01)] if weight_noise else []
     return [
         InputNoise(0.1),
@@ -132,7 +132,7 @@ class Idle(Plugin):
 
 
 def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Loop:
-    """Return a fit with TensorBoard, checkpoints, progress bar, loss and accuracy, as people run it."""
+    """Return a fit with TensorBoard, checkpoints, progress bar, loss and accuracy, as it is commonly run."""
 
     def run() -> int:
         x, y = samples()
@@ -155,13 +155,13 @@ def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Loop:
 
 
 def fitted(recipe: Recipe, logs: Path) -> int:
-    """Fit, with the bar drawn to nowhere, and return the steps made."""
+    """Fit, with the progress bar written to nowhere, and return the number of steps."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         return fit(recipe, logs=logs).steps
 
 
 def paired(name: str, ours: Sequence[float], reference: Sequence[float], goal: str) -> Row:
-    """Return the row of two contenders that took turns.
+    """Return the row of two contenders that ran in turn.
 
     Args:
         name: what was measured.

@@ -1,4 +1,4 @@
-"""One piece of work beside another that does the same: rows of the tables on parts of a step."""
+"""Timing of one implementation against another: rows of the tables on parts of a step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Row(NamedTuple):
     Args:
         name: what was measured.
         ours: microseconds, the median of rounds.
-        reference: likewise, of what it is held against.
+        reference: likewise, of the reference.
         ratio: the median over rounds of the ratio of the two, each round's taken next to each other.
-        goal: what the ratio is to keep to.
+        goal: the bound that the ratio should meet.
         spread: the ratio's quartiles.
         least: ratio of the shortest times, which other work on the machine disturbs least.
     """

@@ -1,4 +1,4 @@
-"""Where each microsecond of a step of the small network goes: arithmetic, Lightning, ours."""
+"""Breakdown of the time of a step of the small network: arithmetic, Lightning, this framework."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from plugins.optimizer import Optimizer
 
 ARITHMETIC, LIGHTNING, OURS, WRITTEN = "arithmetic", "Lightning", "ours", "what is written"
 
-# what is timed: each place's own time, less that of the places below it
+# the functions timed: own time, without that of listed functions which they call
 PLACES: list[tuple[Any, str, str, str]] = [
     (Trainer, "fit", LIGHTNING, "beginning and end of the run"),
     (_FitLoop, "run", LIGHTNING, "beginning and end of epochs"),
@@ -57,10 +57,10 @@ PLACES: list[tuple[Any, str, str, str]] = [
 
 
 class Stopwatch:
-    """Gives the time to the innermost place at hand.
+    """Attribute the time to the innermost function that is running.
 
     Attributes:
-        seconds: by group and place.
+        seconds: time by group and function.
     """
 
     def __init__(self) -> None:
@@ -69,12 +69,12 @@ class Stopwatch:
         self._since = time.perf_counter()
 
     def begin(self, place: tuple[str, str]) -> None:
-        """Enter a place."""
+        """Enter a function."""
         self._turn()
         self._open.append(place)
 
     def end(self) -> None:
-        """Leave it."""
+        """Leave the function."""
         self._turn()
         self._open.pop()
 
@@ -85,7 +85,7 @@ class Stopwatch:
         self._since = now
 
     def timed(self, call: Callable[..., Any], place: tuple[str, str]) -> Callable[..., Any]:
-        """Return a function with its time taken."""
+        """Return a function that is timed."""
 
         def run(*args: Any, **options: Any) -> Any:
             self.begin(place)
@@ -97,7 +97,7 @@ class Stopwatch:
         return run
 
     def iterated(self, call: Callable[..., Iterator[Any]], place: tuple[str, str]) -> Callable[..., Iterator[Any]]:
-        """Return a generator function with the time of each item taken."""
+        """Return a generator function that is timed per item."""
 
         def run(*args: Any) -> Iterator[Any]:
             items = call(*args)
@@ -116,7 +116,7 @@ class Stopwatch:
 
 @contextmanager
 def watched(watch: Stopwatch) -> Iterator[None]:
-    """Have the time of all places taken."""
+    """Time all listed functions."""
     with ExitStack() as stack:
         for owner, name, *place in PLACES:
             wrap = watch.iterated if name == "__iter__" else watch.timed
@@ -125,7 +125,7 @@ def watched(watch: Stopwatch) -> Iterator[None]:
 
 
 def rows(rounds: int = 5, plugins: Callable[[], list[Plugin]] | None = None) -> dict[str, dict[str, float]]:
-    """Return microseconds a step by group and place, the least of some runs.
+    """Return microseconds per step by group and function, the fastest of some runs.
 
     Args:
         rounds: number of runs, after one that does not count.

@@ -195,7 +195,8 @@ class Optimizer(Plugin):
                 raise UserError(f"{what}: no such factor{did_you_mean(unknown, _SCALES)}")
         if self.adamw and cls is not Muon:
             raise UserError(
-                f"Optimizer(adamw={self.adamw!r}): it divides matrices between Muon and AdamW; needs cls='Muon'"
+                f"Optimizer(adamw={self.adamw!r}): adamw selects the matrices that Muon leaves to AdamW; use it"
+                " with cls='Muon' only"
             )
         if self.clip_norm is not None and self.clip_value is not None:
             raise UserError("Optimizer(clip_norm=, clip_value=): clip gradients by norm or by value; leave one out")

@@ -1,1 +1,1 @@
-"""Recipes: each runs with one command, is made to be copied, and holds all that it needs but data and plugins."""
+"""Example recipes: each runs with one command and is self-contained except for data and plugins, to be copied."""

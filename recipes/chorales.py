@@ -1,7 +1,7 @@
-"""Bach's chorales, note by note: an LSTM predicts the next frame of 88 keys, its weights disturbed by noise.
+"""Bach's chorales: an LSTM with weight noise predicts the next frame of 88 piano keys.
 
-Larger and longer, for a lower negative log-likelihood: ``--width 1000 --dropout 0.6 --decay 0.998 --epochs 60
---set early_stopping.patience=8``.
+For a lower negative log-likelihood, train a larger network for longer: ``--width 1000 --dropout 0.6 --decay 0.998
+--epochs 60 --set early_stopping.patience=8``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FILE = DataFile(
 
 
 def read_chorales(data: Path | None) -> list[tuple[Tensor, Tensor]]:
-    """Return for 229, 76 and 77 chorales the piano rolls ``(chorales, frames, 88)``, padded, and their lengths."""
+    """Return padded piano rolls ``(chorales, frames, 88)`` and their lengths, of 229, 76 and 77 chorales."""
     (path,) = fetch([FILE], data)
     parts = []
     for name in ("traindata", "validdata", "testdata"):
@@ -48,7 +48,7 @@ class NextFrame(nn.Module):
         super().__init__()
         self.lstm = nn.LSTM(88, width, batch_first=True)
         self.head = nn.Linear(width, 88)
-        nn.init.constant_(self.head.bias, -3.0)  # 4 of 88 keys sound
+        nn.init.constant_(self.head.bias, -3.0)  # 4 of 88 keys sound at a time
 
     def forward(self, roll: Tensor) -> Tensor:
         """Return ``(chorales, frames, 88)``."""
@@ -56,7 +56,7 @@ class NextFrame(nn.Module):
 
 
 class NextFrameCore(Core):
-    r"""Negative log-likelihood a frame, in nats, over all frames but each chorale's first.
+    r"""Negative log-likelihood per frame, in nats, over all frames but each chorale's first.
 
     .. math:: J = -\frac1{\sum_n (T_n - 1)} \sum_n \sum_{t=2}^{T_n} \sum_{k=1}^{88} \log p(x_{ntk} \mid x_{n,<t})
     """
@@ -70,7 +70,7 @@ class NextFrameCore(Core):
         return Outcome((terms * frames).sum() / self.count(batch))
 
     def count(self, batch: Any) -> Tensor:
-        """Return the frames that J is a mean over, which tell a micro-batch's share of a step."""
+        """Return the number of frames that J is a mean over, which weights the micro-batches of a step."""
         return (batch[1] - 1).sum()
 
 
@@ -84,17 +84,17 @@ def recipe(
     dropout: float = 0.3,
     decay: float = 0.995,
 ) -> Recipe:
-    """Model the JSB chorales; the loss is the negative log-likelihood a frame.
+    """Model the JSB chorales; the loss is the negative log-likelihood per frame.
 
     Args:
-        data: folder of data, by default FRAMEWORK_DATA or a cache folder.
+        data: data folder, by default FRAMEWORK_DATA or a cache folder.
         epochs: passes over the training part.
-        batch_size: chorales an optimizer step.
+        batch_size: chorales per optimizer step.
         width: units of the LSTM.
-        lr: learning rate; constant, since the average of weights does what a falling rate does.
+        lr: learning rate; constant, since averaging the weights replaces a decreasing rate.
         weight_noise: standard deviation of the noise on the LSTM's weights.
         dropout: share of the LSTM's outputs that are masked.
-        decay: of the moving average of weights that is evaluated.
+        decay: decay of the moving average of weights that is evaluated.
     """
     train, val, test = read_chorales(data)
     return Recipe(

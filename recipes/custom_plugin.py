@@ -1,4 +1,4 @@
-"""A plugin of one's own, written in the recipe file: digits with a penalty on confident predictions."""
+"""A plugin defined in the recipe file: a penalty on confident predictions, for handwritten digits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from recipes.digits import read_digits
 
 
 class ConfidencePenalty(Plugin):
-    r"""Reward the entropy of predictions: :math:`\Omega = -\frac1N \sum_n H(p_n)`, :math:`H(p) = -\sum_c p_c \log p_c`.
+    r"""Penalize confident predictions by their negative entropy.
+
+    .. math:: \Omega = -\frac1N \sum_n H(p_n), \qquad H(p) = -\sum_c p_c \log p_c
 
     Args:
-        logits: name of the layer that puts out the logits.
+        logits: name of the layer whose output is the logits.
         alpha: strength; 0.1 to 1.
 
     Source: Pereyra et al. (2017), Regularizing neural networks by penalizing confident output distributions.
@@ -26,16 +28,16 @@ class ConfidencePenalty(Plugin):
     alpha: NonNegative = 0.1
 
     def attach(self, core: Core) -> None:
-        """See the logits."""
+        """Observe the logits."""
         core.observe(self, self.logits)
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
-        """Keep the logits and leave them as they are."""
+        """Store the logits and return them unchanged."""
         self.logits_ = x
         return x
 
     def penalty(self, step: Step) -> Tensor | None:
-        """Return the term of the objective."""
+        """Return the penalty, a term of the objective."""
         log_p = self.logits_.float().log_softmax(dim=1)
         return self.alpha * (log_p.exp() * log_p).sum(dim=1).mean() if self.alpha else None
 

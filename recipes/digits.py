@@ -1,4 +1,4 @@
-"""Handwritten digits of 8 x 8 pixels, which come with scikit-learn: a small perceptron and a cocktail of plugins."""
+"""Scikit-learn's handwritten digits of 8 x 8 pixels: a small multilayer perceptron with several plugins."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def read_digits() -> list[tuple[Tensor, Tensor]]:
     """Return images ``(samples, 1, 8, 8)`` in [0, 1] and classes: 60 % to train, 20 % to validate, 20 % to test."""
     images, classes = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(classes)
-    # the split has a seed of its own: runs with other seeds are to be compared on the same test part
+    # a fixed seed: runs with different seeds are compared on the same test part
     rest, test = train_test_split(range(len(y)), test_size=0.2, stratify=y, random_state=0)
     train, val = train_test_split(rest, test_size=0.25, stratify=y[rest], random_state=0)
     return [(x[part], y[part]) for part in (train, val, test)]
 
 
 def jitter(x: Tensor, draws: Draws) -> Tensor:
-    """Return the images turned by up to 15 degrees, scaled by up to 15 % and moved by up to 3/4 of a pixel."""
+    """Rotate images by up to 15 degrees, scale them by up to 15 % and shift them by up to 3/4 of a pixel."""
     turn, scale, right, down = (draws.uniform(x, 4) * 2 - 1).unbind(dim=1)
     turn, scale, reach = 0.26 * turn, 1 + 0.15 * scale, 0.75 * 2 / x.shape[-1]  # grid_sample's image has a side of 2
     cos, sin = scale * torch.cos(turn), scale * torch.sin(turn)
@@ -53,12 +53,12 @@ def recipe(
 
     Args:
         epochs: passes over the training part.
-        batch_size: samples an optimizer step.
+        batch_size: samples per optimizer step.
         width: units of each of the two hidden layers.
         lr: highest learning rate of the one-cycle schedule.
         alpha: strength of the L2 penalty on weights.
         dropout: share of hidden units that are masked.
-        mixup: how evenly pairs of samples are mixed, see plugins/mixup.py.
+        mixup: alpha of mixup, which mixes pairs of samples, see plugins/mixup.py.
     """
     train, val, test = read_digits()
     model = nn.Sequential(

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: a small convolutional network, its images augmented by albumentations in the loader's workers."""
+"""Fashion-MNIST: a small convolutional network on images augmented by albumentations in the loader's workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from plugins.hidden_noise import HiddenNoise
 from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or its import opens a connection
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import opens a network connection
 import albumentations as A
 
 SOURCE = "https://github.com/zalandoresearch/fashion-mnist/raw/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion"
@@ -33,29 +33,29 @@ FILES = [
 
 
 def read_idx(path: Path) -> Tensor:
-    """Return an idx file of bytes: a magic number that ends in the number of dimensions, their sizes, the bytes."""
+    """Read an idx file of bytes: a magic number that ends in the number of dimensions, their sizes, the bytes."""
     content = read_bytes(path)
     sizes = np.frombuffer(content, ">i4", count=content[3], offset=4)
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + sizes.nbytes).reshape(sizes).copy())
 
 
 def read_fashion_mnist(data: Path | None, val: int = 5000) -> list[tuple[Tensor, Tensor]]:
-    """Return images ``(samples, 1, 28, 28)`` in [0, 1] and classes: 60,000 less ``val`` to train, ``val``, 10,000."""
+    """Return images ``(samples, 1, 28, 28)`` in [0, 1] and classes: 60,000 - ``val`` to train, ``val``, 10,000."""
     train_x, train_y, test_x, test_y = (read_idx(path) for path in fetch(FILES, data))
-    # the split has a seed of its own: runs with other seeds are to be compared on the same parts
+    # a fixed seed: runs with different seeds are compared on the same parts
     order = torch.randperm(len(train_y), generator=torch.Generator().manual_seed(0))
     parts = [(train_x[part], train_y[part]) for part in (order[val:], order[:val])]
     return [(x[:, None] / 255, y.long()) for x, y in (*parts, (test_x, test_y))]
 
 
 def layer(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
-    """Return convolution, normalization and ReLU."""
+    """Return a block of convolution, normalization and ReLU."""
     convolution = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
 
 
 def network(width: int) -> nn.Module:
-    """Return five convolutions, two of which halve the image, and a linear head."""
+    """Return a network of five convolutions, two of which halve the image, and a linear head."""
     model = nn.Sequential(
         layer(1, width),
         layer(width, 2 * width, stride=2),
@@ -78,12 +78,12 @@ def recipe(
     weight_decay: float = 0.05,
     workers: int = 1,
 ) -> Recipe:
-    """Classify pictures of clothes: Fashion-MNIST, with some 70,000 weights.
+    """Classify pictures of clothes (Fashion-MNIST) with some 70,000 weights.
 
     Args:
-        data: folder of data, by default FRAMEWORK_DATA or a cache folder.
-        epochs: passes over the training part; more lower the error further.
-        batch_size: samples an optimizer step.
+        data: data folder, by default FRAMEWORK_DATA or a cache folder.
+        epochs: passes over the training part; more epochs lower the error further.
+        batch_size: samples per optimizer step.
         width: channels of the first layer; the last has four times as many.
         lr: highest learning rate of the one-cycle schedule.
         weight_decay: decoupled decay of weights.

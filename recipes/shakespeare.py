@@ -1,4 +1,4 @@
-"""Tiny Shakespeare, character by character: an LSTM that writes a sample text when it is done."""
+"""Tiny Shakespeare: a character-level LSTM that generates a sample text after training."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FILE = DataFile(
 
 
 def read_shakespeare(data: Path | None, length: int) -> tuple[list[tuple[Tensor, Tensor]], str]:
-    """Return pairs of texts and the same shifted by a character, ``(texts, length)``, and the alphabet.
+    """Return pairs of texts and the same texts shifted by one character, ``(texts, length)``, and the alphabet.
 
-    The first 90 % of the text are to train, the next 5 % to validate, the last 5 % to test. Those two are cut into
-    texts of 512 characters, so that the same is measured whatever ``length`` is trained on.
+    The first 90 % of the text are the training part, the next 5 % the validation part, the last 5 % the test part. The
+    latter two are cut into texts of 512 characters, so that the metric does not depend on ``length``.
     """
     (path,) = fetch([FILE], data)
     text = read_bytes(path).decode()
@@ -45,7 +45,7 @@ def read_shakespeare(data: Path | None, length: int) -> tuple[list[tuple[Tensor,
 
 
 class NextCharacter(nn.Module):
-    """Logits of the next character from those before it."""
+    """Logits of the next character given those before it."""
 
     def __init__(self, alphabet: str, width: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class NextCharacter(nn.Module):
 
     @torch.no_grad()
     def write(self, count: int, temperature: float = 0.7) -> str:
-        """Return a text of ``count`` characters, each drawn from the network's distribution, sharpened."""
+        """Return a text of ``count`` characters, sampled from the network's distribution at a temperature."""
         device = self.head.weight.device
         code, state, written = torch.tensor([[self.alphabet.index("\n")]], device=device), None, []
         for _ in range(count):
@@ -71,17 +71,17 @@ class NextCharacter(nn.Module):
 
 
 class Sample(pl.Callback):
-    """Prints a text that the network writes, after training and after a test; a plain callback does as well.
+    """Print a generated text after training and after a test; recipes take Lightning callbacks beside plugins.
 
     Args:
-        count: characters.
+        count: number of characters.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print a sample of the network with the weights that are evaluated."""
+        """Print a sample generated with the evaluation weights."""
         if trainer.is_global_zero and self.count and isinstance(pl_module, Core):
             with pl_module.evaluation():
                 print(f"\n{pl_module.model.write(self.count)}\n")
@@ -90,7 +90,7 @@ class Sample(pl.Callback):
 
 
 def bits(logits: Tensor, text: Tensor) -> Tensor:
-    r"""Return bits a character: :math:`-\frac1N \sum_n \log_2 p(x_n \mid x_{<n})`."""
+    r"""Return the cross-entropy in bits per character: :math:`-\frac1N \sum_n \log_2 p(x_n \mid x_{<n})`."""
     return F.cross_entropy(logits.flatten(0, 1), text.flatten()) / math.log(2)
 
 
@@ -106,19 +106,19 @@ def recipe(
     decay: float = 0.998,
     sample: int = 500,
 ) -> Recipe:
-    """Model tiny Shakespeare; the loss is in bits a character.
+    """Model tiny Shakespeare; the loss is in bits per character.
 
     Args:
-        data: folder of data, by default FRAMEWORK_DATA or a cache folder.
+        data: data folder, by default FRAMEWORK_DATA or a cache folder.
         epochs: passes over the training part.
-        batch_size: texts an optimizer step.
+        batch_size: texts per optimizer step.
         length: characters of a training text.
         width: units of the LSTM.
         lr: highest learning rate of the one-cycle schedule.
         weight_noise: standard deviation of the noise on the LSTM's weights.
         dropout: share of the LSTM's outputs that are masked.
-        decay: of the moving average of weights that is evaluated.
-        sample: characters to write at the end.
+        decay: decay of the moving average of weights that is evaluated.
+        sample: characters to generate at the end.
     """
     (train, val, test), alphabet = read_shakespeare(data, length)
     return Recipe(

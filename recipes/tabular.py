@@ -1,7 +1,7 @@
-"""Tables with numbers and categories: a perceptron and a cocktail of plugins on any folder of one format.
+"""Tables with numbers and categories: a multilayer perceptron with several plugins.
 
-The folder holds ``data.csv.gz`` (UTF-8, with a header, the last column ``target``, an empty field for a missing value)
-and ``meta.json``, whose ``categorical`` lists the columns that are text even where they look like numbers.
+A table is a folder with ``data.csv.gz`` (UTF-8, with a header, the last column ``target``, an empty field for a missing
+value) and ``meta.json``, whose ``categorical`` lists the columns that are text even if they look like numbers.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def read_table(name: str, data: Path | None) -> tuple[pd.DataFrame, np.ndarray, 
 
 
 def preprocessing(numeric: list[str], categorical: list[str], rare: int) -> Pipeline:
-    """Return what makes features of columns, to be fitted on the training part alone; constant features are dropped.
+    """Return the pipeline that turns columns into features; fit it on the training part only.
 
-    Numbers: missing ones become the median, with a feature that tells where, then mean 0 and variance 1. Categories:
-    one-hot; a missing value is a category, and those seen fewer than ``rare`` times share one with the unseen.
+    Numbers: missing values become the median, with an indicator feature, then mean 0 and variance 1. Categories:
+    one-hot; a missing value is a category, and those seen fewer than ``rare`` times share one with the unseen. Constant
+    features are dropped.
     """
     numbers = make_pipeline(
         SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), StandardScaler()
@@ -59,8 +60,8 @@ def preprocessing(numeric: list[str], categorical: list[str], rare: int) -> Pipe
 
 
 def split(table: pd.DataFrame, y: np.ndarray, categorical: list[str]) -> list[tuple[Tensor, Tensor]]:
-    """Return features and classes of three parts with the same shares of classes: 60 %, 20 % and 20 %."""
-    # the split has a seed of its own: runs with other seeds are to be compared on the same test part
+    """Return features and classes of the three parts, a stratified split of 60 %, 20 % and 20 %."""
+    # a fixed seed: runs with different seeds are compared on the same test part
     rest, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
     train, val = train_test_split(rest, test_size=0.25, stratify=y[rest], random_state=0)
     numeric = [column for column in table if column not in categorical]
@@ -72,7 +73,7 @@ def split(table: pd.DataFrame, y: np.ndarray, categorical: list[str]) -> list[tu
 
 
 class BalancedCrossEntropy(nn.Module):
-    r"""Cross-entropy in which each of C classes weighs the same.
+    r"""Cross-entropy in which each of C classes has the same total weight.
 
     .. math:: J = -\frac1N \sum_n w_{y_n} \log p_{n y_n}, \qquad w_c = \frac{N}{C N_c}
 
@@ -86,7 +87,7 @@ class BalancedCrossEntropy(nn.Module):
         self.register_buffer("weights", len(y) / (len(counts) * counts))
 
     def forward(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return J, a mean over samples whatever their classes, so that micro-batches add up."""
+        """Return J as a mean over samples whatever their classes, so that micro-batches add up."""
         return (F.cross_entropy(logits, y, reduction="none") * self.weights[y]).mean()
 
 
@@ -106,17 +107,17 @@ def recipe(
     """Classify the rows of a table; the metric is balanced accuracy, the mean of the classes' accuracies.
 
     Args:
-        name: the table, a folder below ``tabular`` in the folder of data.
-        data: folder of data, by default FRAMEWORK_DATA or a cache folder.
-        epochs: passes over the training part at most.
-        steps: optimizer steps at which to end large tables sooner, after 3 epochs at least.
-        batch_size: rows an optimizer step.
+        name: the table, a folder below ``tabular`` in the data folder.
+        data: data folder, by default FRAMEWORK_DATA or a cache folder.
+        epochs: largest number of passes over the training part.
+        steps: optimizer steps after which to stop on large tables, but not before 3 epochs.
+        batch_size: rows per optimizer step.
         width: units of each of the three hidden layers.
         lr: highest learning rate of the one-cycle schedule.
         weight_decay: decoupled decay of weights.
         dropout: share of hidden units that are masked.
-        mixup: how evenly pairs of rows are mixed, see plugins/mixup.py.
-        decay: of the moving average of weights that is evaluated.
+        mixup: alpha of mixup, which mixes pairs of rows, see plugins/mixup.py.
+        decay: decay of the moving average of weights that is evaluated.
     """
     table, y, categorical = read_table(name, data)
     train, val, test = split(table, y, categorical)
