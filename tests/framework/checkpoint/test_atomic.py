@@ -52,9 +52,14 @@ def test_run_json_is_flushed_too(tmp_path: Path, calls: list[str]) -> None:
 
 def test_an_error_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_file(tmp_path / "a.txt") as draft:
-        draft.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with atomic_file(tmp_path / "a.txt") as draft:
+            draft.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -84,6 +89,6 @@ def test_an_output_file_keeps_its_suffix_and_makes_its_folder(tmp_path: Path) ->
 
 def test_an_output_file_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--out .*net.pt2: cannot be written"):
-        with output_file(tmp_path / "file" / "net.pt2", "--out"):
-            pass
+    output = output_file(tmp_path / "file" / "net.pt2", "--out")
+    with pytest.raises(UserError, match=r"--out .*net.pt2: cannot be written"), output:
+        pass
