@@ -20,6 +20,7 @@ from framework.settings import (
     PositiveInt,
     Probability,
     check_settings,
+    is_default,
     plain,
     problem_of,
     settings_of,
@@ -145,3 +146,19 @@ def test_numpy_and_tensor_numbers_are_told_apart() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("alhpa", ["alpha", "p"]) == "; did you mean 'alpha'?"
     assert did_you_mean("x", []) == "; known: none"
+
+
+def test_defaults_are_known_as_values_and_as_plain_data() -> None:
+    @dataclasses.dataclass
+    class Given:
+        required: int
+        shape: tuple[int, int] = (1, 2)
+        names: list[str] = dataclasses.field(default_factory=lambda: ["a"])
+
+    required, shape, names = dataclasses.fields(Given)
+    assert not is_default(required, 1)
+    assert is_default(shape, (1, 2))
+    assert not is_default(shape, [1, 2])
+    assert is_default(shape, [1, 2], as_plain=True)
+    assert is_default(names, ["a"])
+    assert not is_default(names, [])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-import framework
 from framework import Recipe, Run, fit, validate
 from framework.data import Data
 from framework.errors import UserError
 from framework.plugin import Plugin
-from framework.run.result import Interrupted
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -32,28 +27,6 @@ class Shrink(Plugin):
             torch._foreach_mul_([p.grad for p in group["params"]], self.factor)
 
 
-class Ends(Plugin):
-    """Keeps how it was told of the end; ends training its own way where it is told to."""
-
-    way: str = ""
-
-    def begin_step(self, step: Any) -> None:
-        if step.index == 3 and self.way == "ctrl-c":
-            os.kill(os.getpid(), signal.SIGINT)
-        if step.index == 3 and self.way == "error":
-            raise ArithmeticError("of the user's")
-        if step.index == 3 and self.way == "exit":
-            raise SystemExit(7)
-
-    def should_stop(self, metrics: Any) -> bool:
-        return self.way == "stop"
-
-    def finish(self, core: Any) -> None:
-        self.finished_ = getattr(self, "finished_", 0) + 1
-        with torch.no_grad():
-            next(core.model.parameters()).fill_(7.0)
-
-
 def test_a_run_hands_back_metrics_checkpoints_and_the_network(recipe: MakeRecipe, tmp_path: Path) -> None:
     run = fit(recipe, logs=tmp_path, trainer={"max_epochs": 3})
     assert (run.status, run.epochs, run.steps, run.name) == ("finished", 3, 21, "digits_mlp")
@@ -63,15 +36,6 @@ def test_a_run_hands_back_metrics_checkpoints_and_the_network(recipe: MakeRecipe
     assert run.last_checkpoint == run.folder / "checkpoints" / "last.ckpt"
     assert all(torch.isfinite(p).all() for p in run.core.model.parameters())
     assert any(run.folder.glob("events.out.tfevents*"))
-
-
-def test_the_best_epoch_is_by_monitor_and_mode(recipe: MakeRecipe) -> None:
-    low = fit(recipe(trainer={"max_epochs": 3}), logs=None)
-    high = fit(recipe(trainer={"max_epochs": 3}, mode="max"), logs=None)
-    history = [entry.metrics["val/loss"] for entry in low.core.recorder.history]
-    assert (low.best_epoch, low.metrics["val/loss"]) == (history.index(min(history)), min(history))
-    assert (high.best_epoch, high.metrics["val/loss"]) == (history.index(max(history)), max(history))
-    assert low.last["val/loss"] == history[-1]
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(recipe: MakeRecipe) -> None:
@@ -91,21 +55,6 @@ def test_checkpoints_hold_plain_types_and_the_last_and_best_weights(recipe: Make
         assert torch.equal(content["state_dict"][f"model.{name}"], p)
 
 
-def test_run_json_is_plain_and_whole(recipe: MakeRecipe, tmp_path: Path) -> None:
-    run = fit(recipe(plugins=[Shrink(0.25)]), seed=5, logs=tmp_path, settings={"shrink.factor": 0.75})
-    told = json.loads((run.folder / "run.json").read_text())
-    assert told["status"] == "finished"
-    assert told["seed"] == 5
-    assert told["settings"] == {"shrink.factor": 0.75}
-    assert [(p["name"], p["settings"]["factor"]) for p in told["plugins"]] == [("shrink", 0.75)]
-    assert told["metrics"] == run.metrics
-    assert told["trainer_options"]["max_epochs"] == 1
-    assert told["weights"] == 64 * 12 + 12 + 12 * 10 + 10
-    assert {"python", "torch", "pytorch-lightning"} <= set(told["versions"])
-    assert told["epochs"] == 1
-    assert told["steps"] == 7
-
-
 def test_folders_count_up(recipe: MakeRecipe, tmp_path: Path) -> None:
     assert [fit(recipe, logs=tmp_path).folder.name for _ in range(2)] == ["version_0", "version_1"]
 
@@ -123,42 +72,6 @@ def test_edits_from_outside(recipe: MakeRecipe) -> None:
     assert without.metrics == plain.metrics
     with pytest.raises(UserError, match="shrnk"):
         fit(recipe(plugins=[Shrink()]), logs=None, without=["shrnk"])
-
-
-# ---- how a run ends --------------------------------------------------------------------------------------------------
-
-
-def test_a_run_stopped_by_a_plugin(recipe: MakeRecipe) -> None:
-    plugin = Ends("stop")
-    run = fit(recipe(plugins=[plugin]), logs=None, trainer={"max_epochs": 5})
-    assert (run.status, run.epochs, plugin.finished_) == ("stopped", 1, 1)
-    assert next(run.core.model.parameters()).unique().item() == 7.0
-
-
-def test_ctrl_c_hands_the_run_back(recipe: MakeRecipe, tmp_path: Path) -> None:
-    plugin = Ends("ctrl-c")
-    with pytest.raises(Interrupted) as caught:
-        fit(recipe(plugins=[plugin]), logs=tmp_path)
-    run = caught.value.run
-    assert (run.status, plugin.finished_) == ("interrupted", 1)
-    assert json.loads((run.folder / "run.json").read_text())["status"] == "interrupted"
-    assert next(run.core.model.parameters()).unique().item() == 7.0
-    saved = torch.load(run.last_checkpoint, weights_only=True)["state_dict"]["model.0.weight"]
-    assert saved.unique().numel() > 1, "the last checkpoint holds the weights as training left them"
-
-
-def test_an_error_is_the_users_own_and_the_folder_says_failed(recipe: MakeRecipe, tmp_path: Path) -> None:
-    plugin = Ends("error")
-    with pytest.raises(ArithmeticError, match="of the user's"):
-        fit(recipe(plugins=[plugin]), logs=tmp_path)
-    assert plugin.finished_ == 1
-    assert json.loads((tmp_path / "recipe" / "version_0" / "run.json").read_text())["status"] == "failed"
-
-
-def test_an_exit_of_the_users_own_is_no_ctrl_c(recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as caught:
-        fit(recipe(plugins=[Ends("exit")]), logs=tmp_path)
-    assert caught.value.code == 7
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -219,15 +132,6 @@ def test_a_run_on_two_ranks(recipe: MakeRecipe, data: Data, tmp_path: Path) -> N
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def test_a_finished_run_is_evaluated_with_what_it_handed_back(recipe: MakeRecipe) -> None:
-    run = fit(recipe(plugins=[Ends()]), logs=None)
-    with torch.no_grad():
-        x, y = run.recipe.data.test
-        expected = torch.nn.functional.cross_entropy(run.core.model(x), y).item()
-    assert framework.test(run)["test/loss"] == pytest.approx(expected, rel=1e-6)
-    assert set(validate(run)) == {"val/loss", "val/accuracy"}
 
 
 def test_a_finished_run_is_evaluated_in_the_precision_that_it_was_trained_in(recipe: MakeRecipe) -> None:
