@@ -1,13 +1,14 @@
 # make fit      set up, then train the default recipe
 # make test     set up, then run the fast tests
-# make check    lint, format, types, import direction
-# make slow     tests that take minutes
+# make check    lint, format, types, import contracts
+# make slow     set up, then run the slow tests, in parallel
 # make soak     kill a run at random moments and resume it, for five minutes: ARGS="--seconds 60"
-# make bench    benchmarks
+# make bench    benchmarks: ARGS="step noise" selects tables
+# make clean    remove .venv, caches and build files
 #
-# Set-up makes .venv once with the releases of constraints.txt, and installs anew only when pyproject.toml or
-# constraints.txt change. Another interpreter: make fit PYTHON=python3.12 makes .venv anew where its version is another,
-# and commands that name none stay with it.
+# Set-up creates .venv with the releases pinned in constraints.txt, and reinstalls only after a change of pyproject.toml or
+# constraints.txt. PYTHON=python3.12 selects another interpreter: .venv is recreated if its Python version differs, and
+# later commands without PYTHON keep it.
 
 PYTHON ?= python3
 RECIPE ?= recipes/digits.py
@@ -19,9 +20,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 VERSION := -c 'import sys, venv; print(sys.version)'
 WANTED := $(if $(filter-out file,$(origin PYTHON)),$$($(PYTHON) $(VERSION)),$$have)
 
-# albumentations asks the network for a newer release unless told not to
+# albumentations looks for a newer release online unless this is set
 export NO_ALBUMENTATIONS_UPDATE = 1
-# small nets on small batches: a second thread costs more than it brings
+# for small networks on small batches a second thread costs more than it saves
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: fit test check slow soak bench clean FORCE
