@@ -1,4 +1,4 @@
-"""Kills a run at random moments and resumes it, again and again, and compares it with the run that was left alone.
+"""Kills a run at random moments and resumes it, again and again, and compares it with an uninterrupted run.
 
 All bundled plugins take part. Weights, states of optimizer and plugins, metrics and TensorBoard's curves must be
 the same bits. ``python -m tests.soak --seconds 300`` or ``make soak``; exit code 1 where something differs.
@@ -218,7 +218,7 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
 
 
 def left_by(logs: Path) -> dict[str, Any]:
-    """Return all that a run leaves, without what tells the time or the names of processes."""
+    """Return all that a run leaves, without times and names of processes."""
     (folder,) = logs.glob("*/version_*")
     found: dict[str, Any] = {"files": sorted(path.name for path in (folder / "checkpoints").iterdir())}
     for path in (folder / "checkpoints").glob("*.ckpt"):

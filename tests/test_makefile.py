@@ -1,4 +1,4 @@
-"""When `make` makes the environment anew and when it installs, with interpreters that only say a version."""
+"""When `make` recreates the environment and when it installs, with interpreters that only print a version."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make(project: Path, *given: str) -> list[str]:
     return [*(project / "log").read_text().splitlines(), *["refused"] * (done.returncode == 2)]
 
 
-def test_the_environment_is_made_once_and_anew_for_another_version(project: Path) -> None:
+def test_the_environment_is_made_once_and_again_for_another_version(project: Path) -> None:
     assert make(project) == ["made 3.11", "installed"]
     assert make(project) == []
     assert make(project, "PYTHON=python3.11") == []
@@ -56,7 +56,7 @@ def test_an_interpreter_that_is_not_there_costs_nothing(project: Path) -> None:
     assert make(project) == []
 
 
-def test_an_environment_whose_interpreter_is_gone_is_made_anew(project: Path) -> None:
+def test_an_environment_whose_interpreter_is_gone_is_recreated(project: Path) -> None:
     make(project)
     (project / ".venv" / "bin" / "python").unlink()
     assert make(project) == ["made 3.11", "installed"]

@@ -11,7 +11,7 @@ from tests import soak
 pytestmark = pytest.mark.slow
 
 
-def test_killed_runs_go_on_to_the_same_bits() -> None:
+def test_killed_runs_resume_to_the_same_bits() -> None:
     # a process of its own: where a fit was made before, torch's builds for CUDA refuse ranks to forked processes
     command = [sys.executable, "-m", "tests.soak", "--seconds", "1", "--seed", "1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)

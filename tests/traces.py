@@ -24,13 +24,13 @@ def curves_of(folder: Path) -> dict[str, list[Any]]:
         read = {"scalars": events.Scalars, "histograms": events.Histograms, "images": events.Images}
         for kind, of in read.items():
             for tag in events.Tags()[kind]:
-                entries = [(event.step, _told(event)) for event in of(tag)]
+                entries = [(event.step, _values_of(event)) for event in of(tag)]
                 # files begun in the same second are read in any order
                 found[f"{place.relative_to(folder)}/{kind}/{tag}"] = sorted(entries, key=lambda entry: entry[0])
     return found
 
 
-def _told(event: Any) -> dict[str, Any]:
+def _values_of(event: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(event).items() if name not in ("wall_time", "step")}
 
 
@@ -52,7 +52,7 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Tell whether two values of plain data and tensors are the same bits."""
+    """Return whether two values of plain data and tensors are the same bits."""
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):

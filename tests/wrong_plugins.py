@@ -172,7 +172,7 @@ class DrawsFromTheGlobalGenerator(Wrong):
 
 @dataclasses.dataclass
 class Count:
-    """What torch.load does not take without being told."""
+    """What torch.load refuses with weights_only=True."""
 
     steps: int = 0
 

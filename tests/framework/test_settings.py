@@ -135,7 +135,7 @@ def test_plain_data_is_json() -> None:
     assert settings_of(Part(1)) == {"x": 1}
 
 
-def test_numpy_and_tensor_numbers_are_told_apart() -> None:
+def test_numpy_and_tensor_numbers_are_distinguished() -> None:
     import numpy as np
 
     assert problem_of(float, np.float64(0.5)) is None

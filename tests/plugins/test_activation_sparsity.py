@@ -399,7 +399,7 @@ def test_a_network_with_k_winners_can_be_copied_and_pickled():
         (ActivationSparsity(0.1), Net(reentrant=True), r"act2 runs without gradients, .* use_reentrant=False"),
     ],
 )
-def test_what_cannot_be_is_told(plugin, model, message):
+def test_what_cannot_be_is_reported(plugin, model, message):
     with pytest.raises(UserError, match=message) as caught:
         train([plugin], model=model)
     assert "\n" not in str(caught.value)
@@ -423,7 +423,7 @@ def test_what_cannot_be_is_told(plugin, model, message):
         {"alpha": 0.1, "threshold": -1},
     ],
 )
-def test_wrong_settings_are_told_in_one_line(arguments):
+def test_wrong_settings_are_reported_in_one_line(arguments):
     with pytest.raises(UserError, match=r"^ActivationSparsity\(.*") as caught:
         ActivationSparsity(**arguments)
     assert "\n" not in str(caught.value)

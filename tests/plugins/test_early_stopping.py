@@ -171,7 +171,7 @@ def test_mode_max_keeps_the_greatest() -> None:
     assert run.steps == 3
     assert_handed_back(run, 1)
     run = fit(level_recipe(EarlyStopping(mode="max", patience=20), max_epochs=20), logs=None)
-    assert_handed_back(run, 20)  # by then the level has passed 0.3 and lies farther off than at the start
+    assert_handed_back(run, 20)  # there the level has passed 0.3 and is farther off than at the start
 
 
 def test_a_change_below_min_delta_is_no_improvement() -> None:
@@ -286,7 +286,7 @@ def test_more_patience_at_a_resumed_run_is_heard(tmp_path: Path, train: Callable
     assert train(core, max_epochs=30, ckpt_path=first.last_checkpoint).current_epoch == 9
 
 
-def test_a_run_resumed_after_its_end_hands_back_the_best(tmp_path: Path, train: Callable[..., pl.Trainer]) -> None:
+def test_a_run_resumed_after_its_end_restores_the_best(tmp_path: Path, train: Callable[..., pl.Trainer]) -> None:
     first = fit(level_recipe(EarlyStopping(), max_epochs=5), logs=tmp_path)
     core = level_recipe(EarlyStopping())().make_core(0, {})
     train(core, max_epochs=5, ckpt_path=first.last_checkpoint)
@@ -411,7 +411,7 @@ def two_weights(*plugins: pl.Callback, **trainer: Any) -> Callable[[], Recipe]:
     return recipe
 
 
-def test_continue_goes_on_until_validation_falls_to_the_training_loss(tmp_path: Path) -> None:
+def test_continue_trains_until_validation_falls_to_the_training_loss(tmp_path: Path) -> None:
     losses = []
 
     class Watch(pl.Callback):

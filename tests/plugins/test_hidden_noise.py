@@ -229,12 +229,12 @@ def test_other_precisions_train(precision):
     torch.testing.assert_close(weights_of(run).float(), weights_of(train([KINDS[1]])), rtol=0, atol=0.05)
 
 
-def test_a_pattern_that_matches_nothing_is_told():
+def test_a_pattern_that_matches_nothing_is_reported():
     with pytest.raises(UserError, match=r"^HiddenNoise\(layers='RelU'\): pattern 'RelU' matches no layer of Net"):
         train([HiddenNoise("RelU")])
 
 
 @pytest.mark.parametrize("arguments", [{"std": -1.0}, {"kind": "dropout"}, {"kind": "masking"}, {"rate": 0.1}])
-def test_wrong_settings_are_told(arguments):
+def test_wrong_settings_are_reported(arguments):
     with pytest.raises(UserError, match=r"^HiddenNoise\("):
         HiddenNoise("ReLU", **arguments)

@@ -136,7 +136,7 @@ def test_whole_numbers_are_refused(x):
         {"rate": 0.3},
     ],
 )
-def test_wrong_settings_are_told_in_one_line(arguments):
+def test_wrong_settings_are_reported_in_one_line(arguments):
     with pytest.raises(UserError, match=r"^InputNoise\(.*") as caught:
         InputNoise(**arguments)
     assert "\n" not in str(caught.value)

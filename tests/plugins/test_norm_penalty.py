@@ -198,7 +198,7 @@ def test_scale_moves_every_strength() -> None:
         (lambda: attached(NormPenalty({"*": 1.0, "0": 2.0}), network()), "'0' gets no weight"),
     ],
 )
-def test_mistakes_are_told(make: Callable[[], NormPenalty], message: str) -> None:
+def test_mistakes_are_reported(make: Callable[[], NormPenalty], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
 
@@ -329,7 +329,7 @@ def test_the_starting_point_survives_a_resume(
     assert torch.equal(weights(whole), weights(second))
 
 
-def test_a_checkpoint_without_the_starting_point_is_told() -> None:
+def test_a_checkpoint_without_the_starting_point_is_reported() -> None:
     plugin = attached(NormPenalty(0.1, around="start"), network())
     with pytest.raises(UserError, match=r"no starting point of '0\.weight'"):
         plugin.load_state_dict({"start": {}})

@@ -123,7 +123,7 @@ def test_a_third_partys_class_with_options(
         ({"clip_norm": 1.0, "clip_value": 1.0}, "leave one out"),
     ],
 )
-def test_mistakes_are_told_when_it_is_made(settings: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_when_it_is_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Optimizer(**settings)
 
@@ -369,7 +369,7 @@ def test_clipping_in_a_fit_bounds_the_update(core_of: Callable[..., Core], train
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_clipping_twice_is_told(core_of: Callable[..., Core], train: Callable[..., object]) -> None:
+def test_clipping_twice_is_reported(core_of: Callable[..., Core], train: Callable[..., object]) -> None:
     with pytest.raises(UserError, match=r"optimizer.*gradient_clip_val"):
         train(core_of(Optimizer(clip_norm=1.0), clip=(1.0, "norm")))
 
@@ -517,7 +517,7 @@ def test_muon_is_one_optimizer_for_schedulers_closures_and_new_groups() -> None:
     assert len(optimizer.state_dict()["state"]) == 1 + len(list(model.parameters()))
 
 
-def test_muon_tells_groups_that_do_not_say_who_moves_them() -> None:
+def test_muon_refuses_wrong_groups() -> None:
     with pytest.raises(ValueError, match="use_muon"):
         Muon([{"params": [nn.Parameter(torch.eye(2))]}])
     with pytest.raises(ValueError, match="2D"):
@@ -533,6 +533,6 @@ def test_muon_works_with_one_kind_of_group_alone(groups: bool) -> None:
     assert not torch.equal(weight, torch.eye(2))
 
 
-def test_muon_through_the_front_door(recipe: Callable[..., Recipe]) -> None:
+def test_muon_through_fit(recipe: Callable[..., Recipe]) -> None:
     run = fit(recipe([Optimizer("Muon", lr=0.02, adamw="2")]), logs=None, trainer={"max_epochs": 8})
     assert run.metrics["val/accuracy"] > 0.7

@@ -126,7 +126,7 @@ def test_after_the_end_the_rate_stays_where_it_is() -> None:
     assert curve(Schedule("one_cycle", end=0.1), 10, 14)[10:] == pytest.approx([0.1] * 4)
 
 
-def test_one_cycle_rises_over_three_tenths_unless_told() -> None:
+def test_one_cycle_rises_over_three_tenths_by_default() -> None:
     assert curve(Schedule("one_cycle"), 40) == curve(Schedule("one_cycle", warmup=12), 40)
     assert max(curve(Schedule("one_cycle"), 40)) == curve(Schedule("one_cycle"), 40)[12] == 1.0
 
@@ -200,7 +200,7 @@ def test_a_plateau_waits_for_its_metric() -> None:
         ({"interval": "steps"}, "did you mean 'step'"),
     ],
 )
-def test_mistakes_are_told_when_it_is_made(settings: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_when_it_is_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Schedule(**settings)
 
@@ -259,7 +259,7 @@ def test_in_a_fit_a_plateau_lowers_the_rate(core_of: Callable[..., Core], train:
     assert [rate for (rate,) in watch.rates_[::7]] == pytest.approx([0.1, 0.1, 0.05, 0.025])
 
 
-def test_a_plateau_of_an_unknown_metric_is_told(core_of: Callable[..., Core], train: Callable[..., object]) -> None:
+def test_a_plateau_of_an_unknown_metric_is_reported(core_of: Callable[..., Core], train: Callable[..., object]) -> None:
     with pytest.raises(UserError, match="val/acuracy"):
         train(core_of(Schedule("plateau", monitor="val/acuracy")))
 

@@ -117,7 +117,7 @@ def test_the_declared_value_is_the_other_end() -> None:
         ({"strength": "watch.strength", "end": 1.0, "kind": "linar"}, "did you mean 'linear'"),
     ],
 )
-def test_mistakes_are_told_when_it_is_made(settings: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_when_it_is_made(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         StrengthSchedule(**settings)
 
@@ -146,7 +146,7 @@ def test_a_strength_by_pattern_is_moved_by_its_scale() -> None:
     attached(StrengthSchedule("norm_penalty.scale", end=0.0), NormPenalty({"*": 1.0}))
 
 
-def test_two_that_move_the_same_are_told() -> None:
+def test_two_that_move_the_same_are_reported() -> None:
     with pytest.raises(UserError, match="'second' changes it too"):
         attached(
             StrengthSchedule("watch.strength", end=0.0),
@@ -162,7 +162,7 @@ def test_it_stands_before_a_plugin_that_reads_as_a_step_begins() -> None:
     attached(schedule, eager)
 
 
-def test_shares_of_a_run_without_an_end_are_told() -> None:
+def test_shares_of_a_run_without_an_end_are_reported() -> None:
     with pytest.raises(UserError, match=r"until=1.0 is a share of a run that has no end"):
         values(StrengthSchedule("watch.strength", end=0.0), Watch(), math.inf, 1)
 

@@ -182,7 +182,7 @@ def test_recurrent_layers_use_the_noisy_weights_and_come_back_bit_for_bit(kind):
     edit(plugin, step)
     noisy = {name: w.detach().clone() for name, w in model.named_parameters()}
     during = model(x)
-    # the same weights in a layer made anew, which knows nothing of edits in place
+    # the same weights in a new layer, which never saw edits in place
     fresh = Recurrent(kind)
     fresh.load_state_dict(noisy)
     torch.testing.assert_close(during, fresh(x), rtol=0, atol=1e-7)
@@ -309,7 +309,7 @@ def test_other_precisions_train(precision, kind):
 @pytest.mark.parametrize(
     "arguments", [{"std": -0.1}, {"std": math.inf}, {"kind": "multiplicative"}, {"fresh": "epoch"}, {"biases": 1}]
 )
-def test_wrong_settings_are_told(arguments):
+def test_wrong_settings_are_reported(arguments):
     with pytest.raises(UserError, match=r"^WeightNoise\("):
         WeightNoise(**arguments)
 

@@ -24,7 +24,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with 5,060 training and 40 test images whose brightness tells the class."""
+    """A folder with 5,060 training and 40 test images whose brightness gives the class."""
     rng = np.random.default_rng(0)
     files = [fashion_mnist.DataFile(file.path) for file in fashion_mnist.FILES]
     for images, labels, count in ((files[0], files[1], 5060), (files[2], files[3], 40)):

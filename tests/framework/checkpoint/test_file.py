@@ -138,7 +138,7 @@ def flip(data: bytes, bit: int) -> bytes:
 
 
 def test_a_bit_that_flipped_is_recognised_or_changes_nothing(tmp_path: Path) -> None:
-    """Bytes that pad the parts of the file, or date them, tell nothing."""
+    """Bytes that pad the parts of the file, or date them, do not count."""
     whole, flipped = tmp_path / "whole.ckpt", tmp_path / "flipped.ckpt"
     write_checkpoint(content(1.5), whole)
     data, expected = whole.read_bytes(), read_checkpoint(whole)
@@ -157,7 +157,7 @@ def test_a_bit_that_flipped_is_recognised_or_changes_nothing(tmp_path: Path) -> 
 
 
 def test_a_tensor_that_is_marked_as_a_folder_is_not_taken_for_read(tmp_path: Path) -> None:
-    """Torch would hand out what happens to stand in memory."""
+    """Torch would return whatever is in memory."""
     path = tmp_path / "last.ckpt"
     write_checkpoint(content(), path)
     data = path.read_bytes()
@@ -212,7 +212,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 # ---- a disk that is full ---------------------------------------------------------------------------------------------
 
 
-def test_the_first_failure_is_told_and_no_other(tmp_path: Path) -> None:
+def test_the_first_failure_is_reported_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     files, bad = CheckpointFiles(), tmp_path / "file" / "last.ckpt"
     with pytest.warns(UserWarning, match=r"a checkpoint could not be written \(.*\); training continues") as told:
@@ -240,7 +240,7 @@ class Full(pl.Callback):
 
 
 def test_a_full_disk_ends_no_run_and_spoils_no_file(recipe: MakeRecipe, tmp_path: Path) -> None:
-    """A limit on the size of files stands for the disk: torch and the system tell of both in the same way."""
+    """A limit on the size of files replaces a full disk: torch and the system report both in the same way."""
     full = Full(tmp_path)
 
     def run() -> None:

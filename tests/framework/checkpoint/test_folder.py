@@ -36,7 +36,7 @@ def test_two_processes_at_once_never_share_a_folder(tmp_path: Path) -> None:
     assert len(names) == len(set(names)) == 40
 
 
-def test_numbers_go_on_from_the_highest_and_newest_is_by_number(tmp_path: Path) -> None:
+def test_numbers_continue_from_the_highest_and_newest_is_by_number(tmp_path: Path) -> None:
     for name in ("version_2", "version_10", "version_x", "other"):
         (tmp_path / "digits" / name).mkdir(parents=True)
     assert RunFolder.newest(tmp_path, "digits").path.name == "version_10"
@@ -119,7 +119,7 @@ def test_runs_are_listed_the_newest_first(tmp_path: Path) -> None:
     assert RunFolder.all(tmp_path, "letters") == []
 
 
-def test_ranks_are_told_of_a_folder_that_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_use_the_folder_that_rank_zero_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.chdir(tmp_path)
     folder = RunFolder(Path("run"))

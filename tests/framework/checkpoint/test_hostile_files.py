@@ -94,7 +94,7 @@ def twice(content: Any, good: Path, path: Path) -> None:
 
 
 def script(content: Any, good: Path, path: Path) -> None:
-    """A program of TorchScript's, which torch tells by a name in the archive, with a pickle beside it."""
+    """A program of TorchScript's, which torch recognizes by a name in the archive, with a pickle beside it."""
     swapped(content, good, path)
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].partition("/")[0]
@@ -204,7 +204,7 @@ def test_no_command_runs_what_lies_in_a_runs_folder(
 
 
 @pytest.mark.parametrize("forge", FORGERIES)
-def test_resuming_runs_nothing_and_goes_on_from_the_file_before(
+def test_resuming_runs_nothing_and_continues_from_the_file_before(
     run: Path, hostile: Any, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, forge: Any
 ) -> None:
     """The run was cut off in its last epoch; its last file is hostile, then all of them are."""
@@ -257,7 +257,7 @@ def test_other_files_of_a_runs_folder_are_not_run_either(
         ({"framework": {"format": 99}, "state_dict": {}}, "has format 99, but this version reads format"),
     ],
 )
-def test_data_that_are_no_checkpoint_are_told(
+def test_data_that_are_no_checkpoint_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, words: str
 ) -> None:
     path = tmp_path / "file.ckpt"

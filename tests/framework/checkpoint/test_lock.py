@@ -81,7 +81,7 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatc
     assert Lock(tmp_path).take()
 
 
-def test_a_run_in_training_is_told(tmp_path: Path) -> None:
+def test_a_run_in_training_is_reported(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "digits")
 
     def second() -> None:

@@ -1,4 +1,4 @@
-"""Runs that go on: which one, from where, to the same bits, and what may differ by then."""
+"""Resuming: which run, which checkpoint, to the same bits, and what may have changed since."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_it_may_be_killed_again_and_again(
 
 @pytest.mark.parametrize("lost", [("last",), ("last", "previous")])
 @pytest.mark.parametrize("within", [{}, {"val_check_interval": 3}])
-def test_it_goes_on_from_an_older_file_where_newer_ones_are_damaged(
+def test_it_resumes_from_an_older_file_where_newer_ones_are_damaged(
     make: Make,
     lost: tuple[str, ...],
     within: dict[str, Any],
@@ -369,7 +369,7 @@ def test_a_run_that_was_killed_in_a_later_phase(
 
 
 @pytest.mark.parametrize("then", ["retrain", "continue"])
-def test_after_more_epochs_a_phase_starts_anew(make: Make, then: str, tmp_path: Path) -> None:
+def test_after_more_epochs_a_phase_starts_from_the_beginning(make: Make, then: str, tmp_path: Path) -> None:
     def run(logs: str, epochs: int, **more: Any) -> Run:
         return fit(phased(make, then), logs=tmp_path / logs, trainer={"max_epochs": epochs}, **more)
 
@@ -379,7 +379,7 @@ def test_after_more_epochs_a_phase_starts_anew(make: Make, then: str, tmp_path: 
     assert_same(folder_in(tmp_path / "a"), folder_in(tmp_path / "b"))
 
 
-def test_a_phase_whose_files_are_damaged_starts_anew(
+def test_a_phase_whose_files_are_damaged_starts_from_the_beginning(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(logs: str, **more: Any) -> Run:
@@ -596,7 +596,7 @@ def test_another_network_is_refused(make: Make, cut_off: Path) -> None:
         fit(made, logs=cut_off, resume=True)
 
 
-def test_another_network_with_as_many_weights_is_told(make: Make, cut_off: Path) -> None:
+def test_another_network_with_as_many_weights_is_reported(make: Make, cut_off: Path) -> None:
     made = make(Factor(), Groups())
     made.model.insert(1, nn.Identity())
     with pytest.raises(UserError, match=r"the checkpoint does not fit this network: .*model.2.weight") as caught:
@@ -684,7 +684,7 @@ def test_a_recipe_file_with_parameters(file: Path, tmp_path: Path) -> None:
     assert torch.equal(weights(fit(file, logs=tmp_path / "b", resume=True)), weights(alone))
 
 
-def test_a_text_that_changed_is_told(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_text_that_changed_is_reported(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     killed(lambda: fit(file, logs=tmp_path), Core, "training_step", 12)
     file.write_text(RECIPE + "\n# a word more\n")
     with caplog.at_level("INFO", "pytorch_lightning"):
@@ -726,7 +726,7 @@ def test_another_batch_size_is_refused_within_an_epoch(make: Make, tmp_path: Pat
     assert fit(make(plugins=[]), logs=tmp_path, resume=True).status == "finished"
 
 
-def test_micro_batches_in_place_of_a_batch_go_on_within_an_epoch(make: Make, tmp_path: Path) -> None:
+def test_micro_batches_in_place_of_a_batch_resume_within_an_epoch(make: Make, tmp_path: Path) -> None:
     alone = fit(make(plugins=[Optimizer("SGD", lr=0.1)]), logs=None)
     killed(
         lambda: fit(make(plugins=[Optimizer("SGD", lr=0.1)]), logs=tmp_path, checkpoint_steps=2),
@@ -806,7 +806,7 @@ def test_weights_from_a_file_that_is_none(make: Make, tmp_path: Path) -> None:
 # ---- ranks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_rank_goes_on_with_the_run_of_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_resumes_the_run_of_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAMEWORK_RUN_FOLDER", str(tmp_path / "this"))
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert run_to_resume(None, tmp_path, "recipe").path == tmp_path / "this"

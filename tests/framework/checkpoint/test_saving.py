@@ -144,7 +144,7 @@ def test_without_validation_nothing_is_best(recipe: MakeRecipe, data: Data, tmp_
     assert (run.best, files.steps()) == (None, [7])
 
 
-def test_a_monitor_that_is_never_logged_is_told(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_monitor_that_is_never_logged_is_reported(recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"monitor='gap/acuracy': never logged.*gap/accuracy"):
         fit(recipe(monitor="gap/acuracy"), logs=tmp_path)
 

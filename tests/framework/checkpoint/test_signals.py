@@ -65,7 +65,7 @@ def caught(run: Callable[[], Any]) -> Interrupted:
 
 
 @BOTH
-def test_the_step_is_finished_saved_and_told(
+def test_the_step_is_finished_saved_and_reported(
     recipe: MakeRecipe, number: int, interrupt: Interrupt, tmp_path: Path
 ) -> None:
     interrupt(number, Core, "training_step", 10)
@@ -245,7 +245,7 @@ def test_outside_of_the_main_thread_handlers_are_left_alone(recipe: MakeRecipe, 
 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Stand for a second rank, whose note is the one given, and for the clock."""
+    """Replace a second rank, whose note is the one given, and the clock."""
     other = {"note": [0.0, 0.0], "now": 0.0, "asked": 0}
 
     def all_reduce(notes: Any, op: Any) -> None:
@@ -313,7 +313,7 @@ from framework import Data, Plugin, Recipe
 
 
 class Slow(Plugin):
-    """Waits after a step for who watches, and tells how far it is."""
+    """Waits after a step for the test that watches it, and reports its step."""
 
     def after_update(self, step):
         Path(f"pid.{step.rank}").write_text(str(os.getpid()))
@@ -354,7 +354,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, ranks: int = 1) 
 
 
 def no_process_of(session: int) -> bool:
-    """Tell whether all processes of a session are gone, within a minute."""
+    """Return whether all processes of a session are gone, within a minute."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
@@ -419,7 +419,7 @@ def step_of_both(folder: Path) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "whom"), [(15, "main"), (15, "rank 1"), (2, "all")])
-def test_two_ranks_end_at_the_same_step_whoever_is_told(number: int, whom: str, tmp_path: Path) -> None:
+def test_two_ranks_end_at_the_same_step_whichever_gets_the_signal(number: int, whom: str, tmp_path: Path) -> None:
     process = start(tmp_path, *FIT, *DDP)
     wait_for_step(process, tmp_path, 2)
     if whom == "all":
@@ -439,7 +439,7 @@ def test_two_ranks_end_at_the_same_step_whoever_is_told(number: int, whom: str, 
 
 
 @pytest.mark.slow
-def test_two_signals_end_two_ranks_at_once_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_two_signals_end_two_ranks_at_once_and_the_run_resumes(tmp_path: Path) -> None:
     process = start(tmp_path, *FIT, *DDP, "--checkpoint-steps", "5")
     wait_for_step(process, tmp_path, 2)
     while not last_of(tmp_path).exists():
@@ -476,7 +476,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_a_program_that_goes_on_after_an_interrupt_is_left_alone(tmp_path: Path) -> None:
+def test_a_program_that_continues_after_an_interrupt_is_left_alone(tmp_path: Path) -> None:
     """Lightning kills a process whose ranks ended by another code than 0, as one does that minds the signal itself."""
     (tmp_path / "goes_on.py").write_text(GOES_ON)
     process = start(tmp_path, "goes_on.py")

@@ -72,7 +72,7 @@ def test_explain_takes_the_same_flags(run: Callable[..., tuple[int, str, str]], 
     assert not (tmp_path / "logs").exists()
 
 
-def test_evaluating_without_a_run_is_told(run: Callable[..., tuple[int, str, str]]) -> None:
+def test_evaluating_without_a_run_is_reported(run: Callable[..., tuple[int, str, str]]) -> None:
     code, _, err = run("test")
     assert code == 2
     assert "no run of 'toy_recipe'" in err

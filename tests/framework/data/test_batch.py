@@ -37,7 +37,7 @@ def test_a_batch_that_is_one_tensor_is_its_own_input() -> None:
 
 
 @pytest.mark.parametrize(("batch", "words"), [((X,), "tuple, without target"), ({"ids": X}, "'ids', without target")])
-def test_a_batch_without_a_part_is_told(batch: object, words: str) -> None:
+def test_a_batch_without_a_part_is_reported(batch: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         target_of(batch)
 

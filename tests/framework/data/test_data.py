@@ -81,7 +81,7 @@ def test_a_list_of_tensors_is_taken_as_a_tuple() -> None:
         ({"train": (torch.zeros(3),), "workers": -1}, "workers=-1.*>= 0"),
     ],
 )
-def test_mistakes_are_told(arguments: dict[str, Any], words: str) -> None:
+def test_mistakes_are_reported(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Data(**arguments)
 

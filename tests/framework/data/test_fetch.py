@@ -1,4 +1,4 @@
-"""Data files: found in the folder, checked, fetched where absent, and told of where neither works."""
+"""Data files: found in the folder, checked, downloaded where absent, and an error where neither works."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_fewer_samples_than_ranks_are_left_out_on_every_rank() -> None:
     assert sum(len(order_of(loader)) for loader in loaders) == 8
 
 
-def test_an_epoch_begun_in_the_middle_goes_on_with_the_same_windows() -> None:
+def test_an_epoch_begun_in_the_middle_continues_with_the_same_windows() -> None:
     for data in (numbers(23, batch_size=4), Data(Squares(23), batch_size=4)):
         whole = list(data.train_loader(seed=0))
         loader = data.train_loader(seed=0)
@@ -141,11 +141,11 @@ def test_samples_are_the_same_for_any_number_of_workers(dataset: Squares) -> Non
         for one, other in zip(none, epochs(workers), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     first, second = (torch.cat(epoch, 1)[0].sort().values for epoch in none)
-    assert not torch.equal(first, second), "each epoch draws anew"
+    assert not torch.equal(first, second), "each epoch has its own order"
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker")
-def test_workers_end_when_told_and_start_anew() -> None:
+def test_workers_end_on_request_and_start_again() -> None:
     """Left to the garbage collector each would hold the end of a run up for five seconds."""
     data = Data(Squares(30), Squares(8), batch_size=4, workers=1)
     for loader in (data.train_loader(seed=0), data.eval_loader("val")):
@@ -208,7 +208,7 @@ def test_too_few_samples_for_a_step() -> None:
 
 
 class Threads(torch.utils.data.Dataset):
-    """Tells how many threads OpenCV has where samples are made."""
+    """Returns how many threads OpenCV has where samples are made."""
 
     def __len__(self):
         return 4

@@ -1,4 +1,4 @@
-"""Batches from worker processes: the same as without them, in memory that is used again and never too early."""
+"""Batches from worker processes: the same as without them, in memory that is reused and never too early."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Pair(NamedTuple):
 
 
 class Samples(Dataset[Any]):
-    """Samples of which each tells its index; made by a function of it."""
+    """Samples that each contain their index; made by a function of it."""
 
     def __init__(self, count: int, make: Any = None) -> None:
         self.count, self.make = count, make
@@ -170,7 +170,7 @@ def test_a_run_that_ends_early_leaves_nothing_behind_that_the_next_could_read() 
     loader.close()
 
 
-def test_a_worker_that_writes_over_an_unread_batch_is_told() -> None:
+def test_a_worker_that_writes_over_an_unread_batch_is_reported() -> None:
     sent: list[Any] = []
     packing = Packing(Samples(40), None)
 

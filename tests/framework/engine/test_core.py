@@ -28,7 +28,7 @@ Weights = Callable[[Core], Tensor]
 
 
 class Diary(Plugin):
-    """Writes down each hook point when it is asked."""
+    """Records each hook point when it is called."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +148,7 @@ def test_the_model_is_folded_before_the_optimizer_exists(core_of: CoreOf, train:
 
 
 class Shake(Plugin):
-    """Moves the weights; raises where it is told to."""
+    """Changes the weights; raises where its settings say so."""
 
     by: float = 1.0
     fails: str = ""
@@ -412,10 +412,10 @@ def test_lightnings_options(
 
 
 def test_reloading_loaders_changes_no_order(core_of: CoreOf, train: Train) -> None:
-    once, anew = Count(), Count()
+    once, reloaded = Count(), Count()
     train(core_of(once), max_epochs=3)
-    train(core_of(anew), max_epochs=3, reload_dataloaders_every_n_epochs=1)
-    assert once.seen_ == anew.seen_
+    train(core_of(reloaded), max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    assert once.seen_ == reloaded.seen_
     assert once.seen_[:7] != once.seen_[7:14]
 
 
@@ -431,7 +431,7 @@ def test_accumulation_by_lightning_itself_is_refused(core_of: CoreOf, train: Tra
         train(core_of(), accumulate_grad_batches=2)
 
 
-def test_a_second_fit_of_the_same_core_starts_anew(core_of: CoreOf, train: Train) -> None:
+def test_a_second_fit_of_the_same_core_starts_afresh(core_of: CoreOf, train: Train) -> None:
     count = Count()
     core = core_of(count)
     train(core, max_steps=2)
@@ -464,7 +464,7 @@ def test_weights_beside_the_network_are_refused(core_of: CoreOf, train: Train) -
         train(core_of(kind=Own))
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+# ---- resuming --------------------------------------------------------------------------------------------------------
 
 
 class Momentum(Plugin):
@@ -488,7 +488,7 @@ class Momentum(Plugin):
 
 @pytest.mark.parametrize("where", [{"every_n_train_steps": 3}, {"every_n_train_steps": 9}, {"every_n_epochs": 1}])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_goes_on_with_the_same_bits(
+def test_a_resumed_run_continues_with_the_same_bits(
     core_of: CoreOf,
     train: Train,
     weights: Weights,

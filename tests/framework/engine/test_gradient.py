@@ -208,7 +208,7 @@ def test_a_step_without_anything_to_count_leaves_the_weights(core_of: CoreOf, tr
     assert torch.equal(weights(core), before)
 
 
-def test_a_batch_that_is_not_what_it_counts_is_told(core_of: CoreOf, train: Train, data: Data) -> None:
+def test_a_batch_that_is_not_what_it_counts_is_reported(core_of: CoreOf, train: Train, data: Data) -> None:
     """Packed batches: shares by the length of the input would weigh micro-batches wrongly, and silently."""
 
     def packed(samples: list[Any]) -> Any:
@@ -303,7 +303,7 @@ def test_mixed_precision_trains_on_the_same_objective(
     assert (mixed - full).norm() < 0.02 * (full - start).norm()
 
 
-def test_terms_are_worked_out_in_float32_and_so_is_their_sum(core_of: CoreOf, train: Train) -> None:
+def test_terms_are_computed_in_float32_and_so_is_their_sum(core_of: CoreOf, train: Train) -> None:
     class Watch(Plugin):
         def penalty(self, step: Any) -> Tensor:
             a = torch.ones(3, 3, requires_grad=True)
@@ -443,7 +443,7 @@ def test_a_term_that_is_not_one_number_is_named(core_of: CoreOf, train: Train) -
         train(core_of(Bad()))
 
 
-def test_no_loss_is_told(core_of: CoreOf, train: Train) -> None:
+def test_no_loss_is_reported(core_of: CoreOf, train: Train) -> None:
     with pytest.raises(UserError, match=r"Core has no loss: give Recipe\(loss=...\)"):
         train(core_of(loss=None))
 
@@ -452,7 +452,7 @@ def test_no_loss_is_told(core_of: CoreOf, train: Train) -> None:
 
 
 class Notes(pl.Callback):
-    """Writes down what it is told."""
+    """Records its notices."""
 
     def __init__(self) -> None:
         self.told: list[str] = []

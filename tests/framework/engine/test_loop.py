@@ -1,4 +1,4 @@
-"""Our loop over an epoch's batches: to everybody who listens, and in what it keeps, it is Lightning's own."""
+"""Our loop over an epoch's batches: callbacks and checkpoints see the same as with Lightning's own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOLD = (
 
 
 class Diary(pl.Callback):
-    """Writes down each notice: its arguments, where the loops stand, and what Lightning believes to be running."""
+    """Records each notice: its arguments, the loops' counters, and what Lightning takes to be running."""
 
     def __init__(self) -> None:
         self.entries: list[Any] = []
@@ -125,7 +125,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=", ".join)
-def test_everybody_hears_what_lightnings_loop_tells(core_of: CoreOf, weights: Weights, options: dict[str, Any]) -> None:
+def test_callbacks_get_the_notices_of_lightnings_loop(
+    core_of: CoreOf, weights: Weights, options: dict[str, Any]
+) -> None:
     cores = [core_of(), core_of()]
     diaries = [fitted(core, own=own, **options)[0].entries for core, own in zip(cores, (False, True), strict=True)]
     assert len(diaries[0]) > 5
@@ -161,7 +163,7 @@ class Save(pl.Callback):
 
 
 @pytest.mark.parametrize("which", ["3", "6", "7", "3v", "7v", "7e", "14"])
-def test_a_run_goes_on_as_under_lightnings_loop(core_of: CoreOf, weights: Weights, tmp_path: Path, which: str) -> None:
+def test_a_run_resumes_as_under_lightnings_loop(core_of: CoreOf, weights: Weights, tmp_path: Path, which: str) -> None:
     options = {"max_epochs": 3, "val_check_interval": 3} if which == "3v" else {"max_epochs": 3}
     fitted(core_of(), own=False, callbacks=[Save(tmp_path, (3, 6, 7, 14))], **options)
     cores = [core_of(), core_of()]

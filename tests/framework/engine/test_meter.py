@@ -19,7 +19,7 @@ def test_weighted_mean_by_hand() -> None:
     assert meter.means() == ({"a": 13 / 4, "b": 2.0}, {"a": 4.0, "b": 1.0})
 
 
-def test_means_start_anew() -> None:
+def test_means_start_again() -> None:
     meter = Meter()
     meter.add("a", torch.tensor(1.0))
     meter.means()
@@ -65,7 +65,7 @@ def test_scalars_keeps_order_and_reads_numbers_and_tensors() -> None:
 
 
 @pytest.mark.parametrize("at", [0, 1, 255, 256, 300, 600])
-def test_a_meter_that_goes_on_from_its_state_gives_the_same_bits(at: int, tmp_path: Path) -> None:
+def test_a_meter_that_continues_from_its_state_gives_the_same_bits(at: int, tmp_path: Path) -> None:
     draws = torch.Generator().manual_seed(at)
     values = torch.rand(700, generator=draws) * 1e3
     weights = torch.rand(700, generator=draws).tolist()
@@ -81,7 +81,7 @@ def test_a_meter_that_goes_on_from_its_state_gives_the_same_bits(at: int, tmp_pa
     assert second.means() == alone.means()
 
 
-def test_a_state_stays_as_it_was_when_its_meter_goes_on() -> None:
+def test_a_state_stays_as_it_was_when_its_meter_continues() -> None:
     first, second = Meter(), Meter()
     first.add("a", torch.tensor(1.0))
     state = first.state()

@@ -1,4 +1,4 @@
-"""A number that is not finite stops the run within its step, and is traced to where it first stood."""
+"""A number that is not finite stops the run within its step, and is traced to where it first occurred."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_tuple_of_a_recurrent_layer_is_looked_into(core_of: CoreOf, train: Tra
     assert "is the output of layer 'rnn' (RNN);" in told(train, core_of(model=Recurrent()))
 
 
-def test_a_loss_that_spoils_finite_outputs_is_told(core_of: CoreOf, train: Train) -> None:
+def test_a_loss_that_spoils_finite_outputs_is_reported(core_of: CoreOf, train: Train) -> None:
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target) * math.inf
 
@@ -117,7 +117,7 @@ def test_a_loss_that_spoils_finite_outputs_is_told(core_of: CoreOf, train: Train
     )
 
 
-def test_draws_that_are_not_keyed_are_told(core_of: CoreOf, train: Train) -> None:
+def test_draws_that_are_not_keyed_are_reported(core_of: CoreOf, train: Train) -> None:
     class Once(Core):
         def compute_loss(self, batch: Any) -> Tensor:
             self.calls = getattr(self, "calls", 0) + 1

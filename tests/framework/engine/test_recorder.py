@@ -39,14 +39,14 @@ class Lines(DummyLogger):
 
 
 class Still(Plugin):
-    """Never moves the weights, so that every mean can be worked out afterwards."""
+    """Never moves the weights, so that every mean can be computed afterwards."""
 
     def make_optimizer(self, groups: Any) -> Any:
         return torch.optim.SGD(groups, lr=0.0)
 
 
 class Terms(Plugin):
-    """Terms that can be worked out by hand."""
+    """Terms that can be computed by hand."""
 
     def penalty(self, step: Any) -> Any:
         return {"index": torch.tensor(float(step.index)), "size": torch.tensor(float(step.count))}
@@ -153,7 +153,7 @@ def test_logging_changes_no_bit(core_of: CoreOf, train: Train, weights: Callable
     assert torch.equal(weights(silent), weights(told))
 
 
-def test_values_of_weights_are_worked_out_on_logged_steps_only(core_of: CoreOf, train: Train) -> None:
+def test_values_of_weights_are_computed_on_logged_steps_only(core_of: CoreOf, train: Train) -> None:
     class Costly(Terms):
         asked_ = 0
 
@@ -188,7 +188,7 @@ class RankByRank(pl.Callback):
         assert got == pytest.approx(self.expected, rel=1e-5), trainer.global_rank
 
 
-def test_two_ranks_tell_what_one_process_tells(core_of: CoreOf, train: Train, data: Data) -> None:
+def test_two_ranks_log_what_one_process_logs(core_of: CoreOf, train: Train, data: Data) -> None:
     """41 validation samples on two ranks: the mean counts each once, which a mean of the ranks' means would not."""
     metrics = {"accuracy": MulticlassAccuracy(10, average="micro")}
     whole = Data(data.train, data.val, batch_size=32)
@@ -198,7 +198,7 @@ def test_two_ranks_tell_what_one_process_tells(core_of: CoreOf, train: Train, da
     train(core_of(Still(), metrics=metrics, data=half), callbacks=[check], strategy="ddp_fork", devices=2)
 
 
-def test_a_monitor_that_is_never_logged_is_told_with_those_that_are(
+def test_a_monitor_that_is_never_logged_is_reported_with_those_that_are(
     core_of: CoreOf, train: Train, tmp_path: Any
 ) -> None:
     keep = pl.callbacks.ModelCheckpoint(tmp_path, monitor="val/acc")
@@ -206,7 +206,7 @@ def test_a_monitor_that_is_never_logged_is_told_with_those_that_are(
         train(core_of(), callbacks=[keep], enable_checkpointing=True)
 
 
-def test_a_metric_that_is_not_one_number_is_told(core_of: CoreOf, train: Train) -> None:
+def test_a_metric_that_is_not_one_number_is_reported(core_of: CoreOf, train: Train) -> None:
     with pytest.raises(UserError, match=r"metric 'confusion' gives shape \(10, 10\), not one number"):
         train(core_of(metrics={"confusion": MulticlassConfusionMatrix(10)}))
 

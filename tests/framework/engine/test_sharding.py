@@ -199,7 +199,7 @@ class Ends(pl.Callback):
             torch.save({"weights": end, "states": states, "last": pl_module.recorder.history[-1].metrics}, self._file)
 
 
-def test_a_resumed_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_with_the_same_bits(tmp_path: Path) -> None:
     def plugins() -> list[Plugin]:
         return [WeightAverage(decay=0.9), EarlyStopping(patience=9)]
 
@@ -320,7 +320,7 @@ def test_the_check_can_fail() -> None:
         sharded(Case(Alone))
 
 
-# ---- from the door ---------------------------------------------------------------------------------------------------
+# ---- through fit -----------------------------------------------------------------------------------------------------
 
 SCRIPT = """
 import json, os
@@ -390,6 +390,6 @@ def test_an_error_of_one_rank_ends_the_run_and_writes_no_half_of_a_checkpoint(tm
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_a_checkpoint_in_parts_is_told(tmp_path: Path) -> None:
+def test_a_checkpoint_in_parts_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a sharded checkpoint"), refusals():
         torch.load(tmp_path)

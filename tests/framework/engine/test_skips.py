@@ -91,7 +91,7 @@ def test_the_run_is_the_one_without_these_steps_bit_for_bit(
     assert core.at.index == core.trainer.global_step == -(-100 // (16 * accumulate))
 
 
-def test_it_is_told_once(core_of: CoreOf, train: Train, data: Data) -> None:
+def test_it_is_reported_once(core_of: CoreOf, train: Train, data: Data) -> None:
     core = core_of(Momentum(), data=poisoned(data, 7, 55), on_nonfinite="skip")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -218,9 +218,7 @@ def half_precision(scale: float) -> MixedPrecision:
     return MixedPrecision("16-mixed", device="cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))
 
 
-def test_a_scaler_goes_on_to_look_at_gradients_itself(
-    core_of: CoreOf, train: Train, weights: Weights, data: Data
-) -> None:
+def test_a_scaler_still_checks_gradients_itself(core_of: CoreOf, train: Train, weights: Weights, data: Data) -> None:
     """A scale so high that the first gradients overflow: the scaler's own skips are not ours."""
 
     def trained(part: Data, mode: str) -> tuple[Core, list[int]]:
@@ -273,7 +271,7 @@ def test_ranks_leave_out_the_same_steps(
 
 
 @pytest.mark.filterwarnings("ignore:.*is left out")
-def test_ranks_agree_on_a_term_whose_gradient_tells_nothing(core_of: CoreOf, train: Train, weights: Weights) -> None:
+def test_ranks_agree_on_a_term_whose_gradient_shows_nothing(core_of: CoreOf, train: Train, weights: Weights) -> None:
     class Lone(Plugin):
         def penalty(self, step: Any) -> Tensor:
             return torch.tensor(math.inf if step.rank == 1 and step.index in (1, 2) else 0.0)
@@ -283,10 +281,10 @@ def test_ranks_agree_on_a_term_whose_gradient_tells_nothing(core_of: CoreOf, tra
     assert torch.isfinite(weights(core)).all()
 
 
-# ---- what is told, kept and refused ----------------------------------------------------------------------------------
+# ---- what is reported, kept and refused ------------------------------------------------------------------------------
 
 
-def test_a_run_tells_how_many(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
+def test_a_run_reports_how_many(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
     given = recipe(data=poisoned(data, 7), trainer={"max_epochs": 2, "log_every_n_steps": 1})
     with pytest.warns(UserWarning, match="left out"):
         run = fit(given, logs=tmp_path, on_nonfinite="skip")
@@ -304,14 +302,14 @@ def test_a_run_tells_how_many(recipe: Callable[..., Recipe], data: Data, tmp_pat
     assert first not in [entry.step for entry in events.Scalars("train/loss")]
 
 
-def test_nothing_is_told_of_runs_that_skipped_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+def test_nothing_is_reported_of_runs_that_skipped_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     run = fit(recipe, logs=tmp_path, on_nonfinite="skip")
     assert run.skipped == 0
     assert "left out" not in summarize(run)
     assert "train/skipped_steps" not in EventAccumulator(str(run.folder)).Reload().Tags()["scalars"]
 
 
-def test_the_count_goes_on_where_a_run_does(core_of: CoreOf, train: Train, data: Data, tmp_path: Path) -> None:
+def test_the_count_continues_in_a_resumed_run(core_of: CoreOf, train: Train, data: Data, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="left out"):
         trainer = train(core_of(data=poisoned(data, 7), on_nonfinite="skip"))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
@@ -355,7 +353,7 @@ def test_sharded_parameters_are_refused(core_of: CoreOf, train: Train) -> None:
         train(core_of(on_nonfinite="skip"), strategy=ForkedShards(), devices=2)
 
 
-def test_an_unknown_word_is_told(recipe: Callable[..., Recipe]) -> None:
+def test_an_unknown_word_is_an_error(recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match="on_nonfinite='ignore': must be 'stop' or 'skip'"):
         fit(recipe, logs=None, on_nonfinite="ignore")
 
@@ -386,7 +384,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.filterwarnings("ignore:.*is left out")
-def test_a_run_that_stopped_goes_on_by_skipping(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
+def test_a_run_that_stopped_resumes_by_skipping(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
     """From its last checkpoint to the bits of a run that skipped from the start."""
     late = next(sample for sample in range(100) if steps_with(data, sample) == {4})
 

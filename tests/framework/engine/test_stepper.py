@@ -1,4 +1,4 @@
-"""Steps below torch's wrapper are the optimizer's own, and whoever listens hears of them."""
+"""Steps below torch's wrapper are the optimizer's own, and all registered hooks are called."""
 
 from __future__ import annotations
 

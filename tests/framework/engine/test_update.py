@@ -45,7 +45,7 @@ class Make(Plugin):
 
 
 class Rates(Plugin):
-    """Writes down what it is told after each update, and the rate and step index of each step begun."""
+    """Records the notice after each update, and the rate and step index of each step begun."""
 
     def attach(self, core: Core) -> None:
         self.model_ = core.model
@@ -125,7 +125,7 @@ def test_gradients_may_be_changed_in_place(core_of: CoreOf, train: Train, weight
 # ---- steps that are skipped ------------------------------------------------------------------------------------------
 
 
-def test_a_skipped_step_tells_nobody_and_moves_no_schedule(core_of: CoreOf, train: Train) -> None:
+def test_a_skipped_step_notifies_no_plugin_and_moves_no_schedule(core_of: CoreOf, train: Train) -> None:
     """From a scale of 2^24 float16 gradients overflow; the scaler halves it until they fit."""
     rates, make = Rates(), Make(schedule=halve)
     trainer = train(core_of(make, rates), max_epochs=2, **scaled(2.0**24))

@@ -57,7 +57,7 @@ def test_first_draws_of_neighbouring_places_look_uniform() -> None:
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.08
 
 
-def test_pickled_stream_goes_on_alike() -> None:
+def test_pickled_stream_continues_alike() -> None:
     stream = Stream(5, "loader")
     stream.torch(1)
     copy = pickle.loads(pickle.dumps(stream))
@@ -86,7 +86,7 @@ def test_uniform_draws_of_a_step_have_the_type_asked_for(dtype: torch.dtype) -> 
 
 
 def test_steps_of_other_sizes_share_no_draws() -> None:
-    # the last step of an epoch is often smaller, and stands between others of the same block
+    # the last step of an epoch is often smaller, and lies between others of the same block
     def drawn(room: int, step: int) -> torch.Tensor:
         return Stream(3, "noise").of_step(step, room=room, start=0, size=299)
 

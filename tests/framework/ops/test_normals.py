@@ -28,7 +28,7 @@ def double_factorial(k: int) -> int:
     return 0 if k % 2 else math.prod(range(1, k, 2))
 
 
-# ---- what can be worked out -------------------------------------------------------------------------------------
+# ---- what can be computed --------------------------------------------------------------------------------------------
 
 
 def test_all_moments_of_the_points_up_to_order_seven_are_those_of_two_independent_normals():

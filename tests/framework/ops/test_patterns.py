@@ -80,7 +80,7 @@ def test_a_tied_weight_is_found_by_either_of_its_names() -> None:
     assert list(select_weights(Net(), "Embedding, head.weight", who="me")) == ["embed.weight"]
 
 
-def test_patterns_that_match_nothing_are_told() -> None:
+def test_patterns_that_match_nothing_are_reported() -> None:
     with pytest.raises(UserError, match=r"me: pattern 'RelU' matches no layer of Net; did you mean 'ReLU'\?"):
         select_layers(Net(), "head, RelU", who="me")
     with pytest.raises(
@@ -92,7 +92,7 @@ def test_patterns_that_match_nothing_are_told() -> None:
 
 
 @pytest.mark.parametrize("empty", ["", " , ", []])
-def test_no_pattern_at_all_is_told(empty: str | list[str]) -> None:
+def test_no_pattern_at_all_is_an_error(empty: str | list[str]) -> None:
     with pytest.raises(UserError, match="me: no pattern"):
         select_layers(Net(), empty, who="me")
     with pytest.raises(UserError, match="me: no pattern"):

@@ -43,7 +43,7 @@ def test_a_second_copy_allocates_nothing() -> None:
     assert torch.equal(snapshot.tensors["0.weight"], torch.ones(3, 3))
 
 
-def test_a_network_that_changed_is_copied_anew() -> None:
+def test_a_network_that_changed_is_copied_again() -> None:
     model, snapshot = network(), Snapshot()
     snapshot.take(model)
     model.double().register_buffer("more", torch.ones(2))

@@ -42,7 +42,7 @@ def test_a_compiled_function_draws_what_the_step_draws_and_is_compiled_once() ->
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def test_two_steps_at_hand_are_told_apart() -> None:
+def test_two_steps_at_hand_are_distinguished() -> None:
     plugin = Draws()
     one, other = step_of(plugin), step_of(plugin)
     other.index = 1

@@ -74,7 +74,7 @@ def test_a_level_is_undone_on_an_error(weights: list[torch.nn.Parameter]) -> Non
     assert not edits.open
 
 
-def test_weights_that_changed_dtype_are_saved_anew(weights: list[torch.nn.Parameter]) -> None:
+def test_weights_that_changed_dtype_are_saved_again(weights: list[torch.nn.Parameter]) -> None:
     edits, w = WeightEdits(), weights[0]
     edits.save([w])
     edits.undo()

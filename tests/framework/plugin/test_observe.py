@@ -106,7 +106,7 @@ def test_a_recurrent_layer(core_of: CoreOf) -> None:
     assert hidden.shape == (1, 2, 3)
 
 
-def test_a_layer_whose_output_holds_no_tensor_is_told(core_of: CoreOf) -> None:
+def test_a_layer_whose_output_holds_no_tensor_is_reported(core_of: CoreOf) -> None:
     class Mapping(nn.Module):
         def forward(self, x: Tensor) -> Any:
             return {"x": x}
@@ -116,7 +116,7 @@ def test_a_layer_whose_output_holds_no_tensor_is_told(core_of: CoreOf) -> None:
         core(torch.zeros(1))
 
 
-def test_a_pattern_that_matches_nothing_is_told_with_the_plugin(core_of: CoreOf) -> None:
+def test_a_pattern_that_matches_nothing_is_reported_with_the_plugin(core_of: CoreOf) -> None:
     with pytest.raises(UserError, match=r"Affine\(layers='RelU'\): pattern 'RelU' matches no layer of Sequential"):
         core_of(Affine(layers="RelU")).attach_plugins()
 

@@ -140,7 +140,7 @@ def test_plugins_are_themselves_not_their_settings() -> None:
     assert a.alpha == 0.1
 
 
-def test_who_answers_where() -> None:
+def test_which_plugin_answers_at_which_hook() -> None:
     class Off(Decay):
         def answers_at(self, hook: str) -> bool:
             return hook != "penalty"

@@ -90,7 +90,7 @@ def installed(noise_site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return noise_site
 
 
-def test_the_bundled_plugins_use_the_same_door() -> None:
+def test_the_bundled_plugins_are_registered_the_same_way() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["framework.plugins"]
     ours = {entry.name: entry for entry in registered() if entry.distribution.startswith("jtilde ")}
     assert {name: entry.target for name, entry in ours.items()} == declared
@@ -135,7 +135,7 @@ def test_one_name_of_two_distributions_is_no_guess(installed: Path, build: Calla
         find_plugin("gradient_noise")
 
 
-def test_the_list_shows_good_ones_and_tells_of_broken_ones(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_shows_good_ones_and_reports_broken_ones(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins"]) == 1
     shown = capsys.readouterr()
     assert (

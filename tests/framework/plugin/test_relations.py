@@ -1,4 +1,4 @@
-"""Declared relations are checked, and told with their reason."""
+"""Declared relations are checked, and reported with their reason."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_two_of_a_class_under_two_names() -> None:
     check_relations([Noise(), Noise(name="more")])
 
 
-def test_relations_are_told_apart() -> None:
+def test_relations_are_distinguished() -> None:
     assert list(relations_of(Mix())) == [
         ("after", "Noise", "noise is for clean inputs"),
         ("conflicts", "Other", "both mix"),

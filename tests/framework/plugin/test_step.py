@@ -1,4 +1,4 @@
-"""What a step draws, and what it tells."""
+"""What a step draws, and what it records."""
 
 from __future__ import annotations
 

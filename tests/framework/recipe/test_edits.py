@@ -103,7 +103,9 @@ def test_plain_callbacks_are_named_by_their_class(edited: Callable[..., list[str
         ({"without": ["pulll"]}, "--without pulll: the recipe has no plugin 'pulll'; did you mean 'pull'?"),
     ],
 )
-def test_mistakes_are_told_in_one_line(edited: Callable[..., list[str]], edits: dict[str, Any], message: str) -> None:
+def test_mistakes_are_reported_in_one_line(
+    edited: Callable[..., list[str]], edits: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         edited(Pull(), Timer(), **edits)
     assert "\n" not in str(caught.value)

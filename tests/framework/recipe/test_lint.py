@@ -1,4 +1,4 @@
-"""What is wrong or odd about a recipe is found before training, and told with its reason."""
+"""What is wrong or odd about a recipe is found before training, and reported with its reason."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def told(recipe: Recipe) -> list[str]:
 
 @pytest.fixture
 def tell(recipe: Callable[..., Recipe]) -> Callable[..., list[str]]:
-    """Return what is told of the digits with these plugins, trained for ten epochs."""
+    """Return what lint reports of the digits with these plugins, trained for ten epochs."""
 
     def ask(*plugins: Callback, epochs: int | None = 10, **changes: Any) -> list[str]:
         options = {"max_epochs": epochs, **changes.pop("trainer", {})}
@@ -71,7 +71,7 @@ def tell(recipe: Callable[..., Recipe]) -> Callable[..., list[str]]:
 
 Tell = Callable[..., list[str]]
 
-# ---- nothing to tell -------------------------------------------------------------------------------------------------
+# ---- no findings -----------------------------------------------------------------------------------------------------
 
 
 def test_the_digits_recipe_is_clean() -> None:
@@ -100,7 +100,7 @@ def test_the_digits_recipe_is_clean() -> None:
     ],
     ids=lambda plugins: " + ".join(plugin.describe() for plugin in plugins) or "none",
 )
-def test_what_is_sound_is_not_told(plugins: Sequence[Plugin], tell: Tell) -> None:
+def test_what_is_sound_is_not_reported(plugins: Sequence[Plugin], tell: Tell) -> None:
     assert tell(*plugins) == []
 
 
@@ -118,7 +118,7 @@ def test_l2_beside_decay_of_the_optimizer(cls: str, penalty: NormPenalty, alpha:
     assert f"one L2 of {alpha + 0.05:g} in all where decay joins the gradient" in line
 
 
-def test_l2_beside_decay_is_told_of_the_weights_that_have_both(tell: Tell) -> None:
+def test_l2_beside_decay_is_reported_for_the_weights_that_have_both(tell: Tell) -> None:
     penalty = NormPenalty({"0": 0.5, "2": 0.0})
     (line,) = tell(penalty, Optimizer(weight_decay=0.1, groups={"2": {"decay_scale": 0.5}}))
     assert "L2 of strength 0.5 and the optimizer's weight_decay of 0.1 both shrink 0.weight: " in line
@@ -331,7 +331,7 @@ def test_gaussian_noise_that_weights_can_outgrow(norm: type[nn.Module], tell: Te
 
 
 class Wary(Plugin):
-    """Finds what it is told to find."""
+    """Finds what a test gives it."""
 
     found: list[str]
 
@@ -387,7 +387,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_before_any_of_this(recipe: C
             fit(recipe([plugin]), logs=None)
 
 
-# ---- right, and not told: an optimizer with a closure sees the whole window, with the same draws ---------------------
+# ---- right, and not reported: an optimizer with a closure sees the whole window, with the same draws -----------------
 
 
 @pytest.mark.parametrize("noise", [[], [WeightNoise(0.05), InputNoise(0.2)]], ids=["clean", "noise"])

@@ -82,12 +82,12 @@ def test_reads_parameters_of_plain_data_by_their_types() -> None:
         ({"width": 2.5}, r"width=2.5\): width must be a whole number"),
     ],
 )
-def test_wrong_parameters_are_told(write: Callable[..., Path], parameters: dict[str, object], message: str) -> None:
+def test_wrong_parameters_are_reported(write: Callable[..., Path], parameters: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_recipe(load_recipe(write(SMALL)), parameters)
 
 
-def test_a_missing_parameter_is_told(write: Callable[..., Path]) -> None:
+def test_a_missing_parameter_is_reported(write: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="needs a value for its parameter 'width'"):
         build_recipe(load_recipe(write("def recipe(width: int): ...")))
 
@@ -115,7 +115,7 @@ def test_files_that_are_no_recipes(write: Callable[..., Path], text: str, name: 
     assert sys.modules.get(Path(name).stem) is before or name.endswith("recipe.py")
 
 
-def test_an_absent_file_is_told_with_its_neighbour(write: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_absent_file_is_reported_with_its_neighbour(write: Callable[..., Path], tmp_path: Path) -> None:
     write(SMALL, "digits_mlp.py")
     with pytest.raises(UserError, match=r"no such recipe: .*digit_mlp.py; did you mean 'digits_mlp.py'\?"):
         load_recipe(tmp_path / "digit_mlp.py")

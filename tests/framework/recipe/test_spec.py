@@ -71,7 +71,7 @@ def test_an_order_that_says_nothing_takes_all_of_the_record() -> None:
     assert plain(new.record()) == plain(old.record())
 
 
-def test_what_is_said_anew_goes_first() -> None:
+def test_what_is_given_again_takes_precedence() -> None:
     new = spec(
         seed=0, parameters={"width": 5}, trainer={"max_epochs": 9}, settings={"half.factor": 1.0}, on_nonfinite="stop"
     )

@@ -49,7 +49,7 @@ def row(text: str, start: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
 
 
-def test_says_who_answers_in_which_order_and_how_answers_combine(recipe: Callable[..., Recipe]) -> None:
+def test_lists_plugins_in_order_and_how_results_combine(recipe: Callable[..., Recipe]) -> None:
     text = explain(recipe([Tilt(), Warp()]))
     assert row(text, "transform_batch")[1:3] == ["fold", "tilt, warp"]
     assert row(text, "transform_activation")[1:3] == ["fold", "warp"]
@@ -77,7 +77,7 @@ def test_shows_settings_and_plain_callbacks(recipe: Callable[..., Recipe]) -> No
     ]
 
 
-def test_every_hook_point_is_told_and_lines_fit(recipe: Callable[..., Recipe]) -> None:
+def test_every_hook_point_is_listed_and_lines_fit(recipe: Callable[..., Recipe]) -> None:
     plugins = [Warp(name=f"warp_with_a_rather_long_name_{number}") for number in range(12)]
     text = explain(recipe([*plugins]))
     assert max(map(len, text.splitlines())) <= 120
@@ -90,7 +90,7 @@ def test_a_recipe_without_plugins_is_explained_too(recipe: Callable[..., Recipe]
     assert "Hook points without a plugin: " in explain(recipe())
 
 
-def test_broken_relations_and_patterns_are_told_as_in_training(recipe: Callable[..., Recipe]) -> None:
+def test_broken_relations_and_patterns_are_reported_as_in_training(recipe: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match="'tilt' must stand before 'warp': a warp bends what was tilted"):
         explain(recipe([Warp(), Tilt()]))
     with pytest.raises(UserError, match=r"pattern 'Tahn' matches no layer of Sequential; did you mean 'Tanh'\?"):

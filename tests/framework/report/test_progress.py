@@ -36,7 +36,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 
 class Clock:
-    """Time that stands still until it is told."""
+    """Time that stands still until a test advances it."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -80,7 +80,7 @@ def test_a_pipe_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- lines ----------------------------------------------------------------------------------------------------------
 
 
-def test_lines_tell_each_epoch(
+def test_lines_report_each_epoch(
     core_of: Callable[..., Core], train: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     core = core_of(**accuracy())
@@ -97,7 +97,7 @@ def test_lines_tell_each_epoch(
         assert float(match[4]) == pytest.approx(entry.metrics["val/accuracy"], abs=1e-4)
 
 
-def test_lines_tell_validations_within_an_epoch_at_once(
+def test_lines_report_validations_within_an_epoch_at_once(
     core_of: Callable[..., Core], train: Callable[..., pl.Trainer], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(core_of(), callbacks=[Lines()], val_check_interval=3, max_epochs=1, **SHOW)
@@ -107,7 +107,7 @@ def test_lines_tell_validations_within_an_epoch_at_once(
     assert len(starts) == 3
 
 
-def test_lines_without_validation_tell_of_training(
+def test_lines_without_validation_report_training(
     core_of: Callable[..., Core],
     digits: tuple[torch.Tensor, torch.Tensor],
     train: Callable[..., pl.Trainer],
@@ -122,7 +122,7 @@ def test_lines_without_validation_tell_of_training(
     ]
 
 
-def test_a_resumed_run_tells_of_its_own_epochs(
+def test_a_resumed_run_reports_its_own_epochs(
     core_of: Callable[..., Core],
     train: Callable[..., pl.Trainer],
     capsys: pytest.CaptureFixture[str],

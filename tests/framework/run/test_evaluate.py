@@ -1,4 +1,4 @@
-"""Runs are evaluated anew from their folders, as they were trained."""
+"""Runs are evaluated from their folders, as they were trained."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def test_inputs_of_several_tensors(recipe: MakeRecipe, tmp_path: Path) -> None:
     assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(x), run.core.model(x))
 
 
-def test_what_cannot_be_traced_is_told(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_what_cannot_be_traced_is_reported(recipe: MakeRecipe, tmp_path: Path) -> None:
     class Looks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -203,14 +203,14 @@ def test_what_cannot_be_traced_is_told(recipe: MakeRecipe, tmp_path: Path) -> No
 # ---- mistakes, the command line --------------------------------------------------------------------------------------
 
 
-def test_mistakes_are_told_before_anything_is_loaded(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_loaded(recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"out='net.onnx': must end with .safetensors for weights, or .pt2"):
         export(recipe, "net.onnx", logs=tmp_path)
     with pytest.raises(UserError, match="no run of 'digits_mlp'"):
         export(recipe, "net.pt2", logs=tmp_path)
 
 
-def test_a_file_that_cannot_be_written_is_told_and_the_one_before_stays(
+def test_a_file_that_cannot_be_written_is_reported_and_the_one_before_stays(
     recipe: MakeRecipe, network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = trained(recipe, network, tmp_path)

@@ -21,7 +21,7 @@ from framework.plugin import Plugin
 from framework.run import evaluate
 
 
-def test_a_users_mistake_told_in_a_worker_stays_one_line(recipe: Callable[..., Recipe], data: Data) -> None:
+def test_a_users_mistake_raised_in_a_worker_stays_one_line(recipe: Callable[..., Recipe], data: Data) -> None:
     class Asks(Plugin):
         def transform_sample(self, sample: Any, rng: Any) -> Any:
             raise UserError("sample has no target; give one")
@@ -139,7 +139,7 @@ def watchful(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("watchful")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, 0])
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_a_worker_that_dies_is_told_in_one_line(
+def test_a_worker_that_dies_is_reported_in_one_line(
     recipe: Callable[..., Recipe], data: Data, tmp_path: Path, part: str, number: int
 ) -> None:
     parts = {"train": data.train, "val": data.val}
@@ -158,7 +158,9 @@ def test_a_worker_that_dies_is_told_in_one_line(
 
 
 @pytest.mark.usefixtures("watchful")
-def test_a_worker_that_dies_in_an_evaluation_is_told(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
+def test_a_worker_that_dies_in_an_evaluation_is_reported(
+    recipe: Callable[..., Recipe], data: Data, tmp_path: Path
+) -> None:
     run = fit(recipe(data=data), logs=tmp_path)
     run.core.data = Data(data.train, data.val, Killed(data.test, 20), batch_size=8, workers=2)
     with pytest.raises(UserError, match=r"^Data\(workers=2\): a loader worker .* smaller batches$"):

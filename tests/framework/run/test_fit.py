@@ -1,4 +1,4 @@
-"""The door ``fit``: what a run hands back, writes, and how it ends."""
+"""``fit``: what it returns and writes, and how a run ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Shrink(Plugin):
             torch._foreach_mul_([p.grad for p in group["params"]], self.factor)
 
 
-def test_a_run_hands_back_metrics_checkpoints_and_the_network(recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_a_run_returns_metrics_checkpoints_and_the_network(recipe: MakeRecipe, tmp_path: Path) -> None:
     run = fit(recipe, logs=tmp_path, trainer={"max_epochs": 3})
     assert (run.status, run.epochs, run.steps, run.name) == ("finished", 3, 21, "digits_mlp")
     assert run.folder == tmp_path / "digits_mlp" / "version_0"
@@ -151,5 +151,5 @@ def test_a_run_ends_with_its_trainer_callbacks_own(recipe: MakeRecipe) -> None:
     assert mine.epochs == 2
 
 
-def test_run_is_told_in_its_type(recipe: MakeRecipe) -> None:
+def test_fit_returns_a_run(recipe: MakeRecipe) -> None:
     assert isinstance(fit(recipe, logs=None, trainer={"fast_dev_run": True}), Run)

@@ -24,8 +24,8 @@ Scenario = Callable[[Path, Callable[..., Core]], None]
 
 
 @pytest.fixture(autouse=True)
-def told_anew() -> Iterator[None]:
-    """Let Lightning say again what it says once a process, and say it all."""
+def reset_warnings() -> Iterator[None]:
+    """Let Lightning repeat what it prints once per process, and print all of it."""
     from pytorch_lightning.trainer.connectors.logger_connector.result import warning_cache
 
     warning_cache.clear()

@@ -49,7 +49,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     )
 
 
-def test_tells_all_of_a_run(run: Run) -> None:
+def test_shows_all_of_a_run(run: Run) -> None:
     assert summarize(run).splitlines() == [
         "digits: stopped early after 34 epochs, best was epoch 24 by val/accuracy",
         "",
@@ -103,7 +103,7 @@ def test_names_logs_that_are_elsewhere(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lacks", ["test part", "file", "checkpoint"])
-def test_tells_no_command_that_would_fail(run: Run, lacks: str) -> None:
+def test_shows_no_command_that_would_fail(run: Run, lacks: str) -> None:
     if lacks == "test part":
         run.recipe = dataclasses.replace(run.recipe, data=dataclasses.replace(run.recipe.data, test=None))
     elif lacks == "file":

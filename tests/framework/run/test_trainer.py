@@ -1,4 +1,4 @@
-"""Lightning's refusals are told in one line; errors of the user's own stay what they are."""
+"""Lightning's refusals are raised as one line; the user's own errors stay what they are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fails(error: Exception) -> None:
         raise error
 
 
-def test_misconfiguration_is_told() -> None:
+def test_misconfiguration_is_reported() -> None:
     with pytest.raises(UserError, match=r"^two lines$"):
         fails(MisconfigurationException("two\n  lines"))
 
@@ -26,7 +26,7 @@ def test_errors_of_the_users_own_are_left_alone(error: Exception) -> None:
         fails(error)
 
 
-def test_value_errors_of_lightnings_own_are_told() -> None:
+def test_value_errors_of_lightnings_own_are_reported() -> None:
     def ask() -> None:
         with refusals():
             pl.Trainer(max_epochs=1, logger=False, barebones=True, fast_dev_run=True)

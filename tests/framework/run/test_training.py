@@ -21,7 +21,7 @@ MakeRecipe = Callable[..., Recipe]
 
 
 class Ends(Plugin):
-    """Keeps how it was told of the end; ends training its own way where it is told to."""
+    """Records how it was notified of the end; ends training in the way that its setting names."""
 
     way: str = ""
 

@@ -117,7 +117,7 @@ def test_every_bundled_plugin_holds(case: Case, check: Check) -> None:
 PAIRS = list(itertools.combinations([case for name, case in BUNDLED.items() if name.endswith("1")], 2))
 
 
-# two ranks take two micro-batches each: whoever goes wrong over micro-batches goes wrong here
+# two ranks take two micro-batches each: a pair that is wrong over micro-batches is wrong here
 @pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda case: case.plugin.name)
 def test_every_pair_of_plugins_is_the_same_however_a_step_is_split(one: Case, other: Case) -> None:
@@ -147,7 +147,7 @@ def test_refusal_is_neither_right_nor_wrong() -> None:
     result.require()
 
 
-def test_declared_limit_is_told_with_what_was_measured() -> None:
+def test_declared_limit_is_reported_with_what_was_measured() -> None:
     result = check_named("micro")(cases_of(Mixup)[0])
     assert result.status is Status.LIMITED
     assert result.text.startswith("partners come from the same micro-batch (4 micro-batches are not one batch: largest")
@@ -215,12 +215,12 @@ def test_settings_go_on_top_of_the_first_example() -> None:
         ({"examples": ({"size": 3},)}, "unexpected keyword argument 'size'"),
     ],
 )
-def test_wrong_examples_are_told(changes: dict, message: str) -> None:
+def test_wrong_examples_are_reported(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         cases_of(type("Exampled", (Harmless,), changes))
 
 
-# ---- what checks stand on --------------------------------------------------------------------------------------------
+# ---- what checks depend on -------------------------------------------------------------------------------------------
 
 
 def test_differences() -> None:
@@ -290,7 +290,7 @@ def test_command_prints_a_table_of_all_plugins_with_reasons(capsys: pytest.Captu
         (["framework:Step"], "not a subclass of framework.Plugin"),
     ],
 )
-def test_mistakes_on_the_command_line_are_told(args: list[str], message: str, capsys) -> None:
+def test_mistakes_on_the_command_line_are_reported(args: list[str], message: str, capsys) -> None:
     assert cli.main(["check", *args]) == 2
     assert message in capsys.readouterr().err
 
