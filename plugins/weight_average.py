@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -110,6 +111,10 @@ class WeightAverage(Plugin):
         self.weights_ = [p for p in core.model.parameters() if p.requires_grad]
         self.averages_: list[Tensor] = []
         self.updates_ = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Move the average to the weights' device, which a later phase of training may have changed."""
+        self.averages_ = [average.to(w.device) for average, w in zip(self.averages_, self.weights_, strict=False)]
 
     def after_update(self, step: Step) -> None:
         """Add the current weights to the average."""

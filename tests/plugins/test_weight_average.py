@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from framework import Data
+from framework import Data, fit
+from plugins.early_stopping import EarlyStopping
 from plugins.weight_average import WeightAverage, average_, equal_share, exponential_share
 
 
@@ -108,3 +109,10 @@ def test_state_goes_through_a_file(core_of, train, tmp_path):
     fresh.plugins[0].load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert fresh.plugins[0].updates_ == core.plugins[0].updates_
     assert all(map(torch.equal, fresh.plugins[0].averages_, core.plugins[0].averages_))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which the network leaves between two phases")
+def test_a_later_phase_continues_the_average_on_the_gpu(recipe):
+    plugins = [WeightAverage(decay=0.5), EarlyStopping(patience=1, min_delta=0.5, then="continue", max_extra_epochs=1)]
+    run = fit(recipe(plugins), logs=None, trainer={"accelerator": "gpu", "devices": 1, "max_epochs": 3})
+    assert [phase.name for phase in run.phases] == ["continue"]
