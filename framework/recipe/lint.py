@@ -38,7 +38,7 @@ def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding
     """
     plan = plan_of(recipe, core, options)
     own = (_monitor, _mixing, _decay_of_biases, _moved_in_vain, _idle)
-    found = [*itertools.chain(*(rule(plan) for rule in own), *(ask(plan) for ask in core.answers.calls("lint")))]
+    found = [*itertools.chain(*(rule(plan) for rule in own), core.answers.collect("lint", plan))]
     return sorted(found, key=lambda finding: finding.severity)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -46,8 +45,6 @@ class Dashboard(pl.Callback):
 
     Args:
         parameters: hyperparameters of the run, such as the recipe's parameters.
-        monitor: the metric by which an epoch is best.
-        mode: ``"min"`` or ``"max"``: which way the metric is better.
         histogram_every_n_epochs: epochs between histograms, 0 for none.
         images: write images of the inputs.
     """
@@ -56,13 +53,10 @@ class Dashboard(pl.Callback):
         self,
         parameters: Mapping[str, Any] | None = None,
         *,
-        monitor: str = "val/loss",
-        mode: str = "min",
         histogram_every_n_epochs: int = 5,
         images: bool = True,
     ) -> None:
         self._parameters = dict(parameters or {})
-        self._monitor, self._choose = monitor, min if mode == "min" else max
         self._every = histogram_every_n_epochs
         self._images = images
         self._writers: list[SummaryWriter] = []
@@ -111,15 +105,13 @@ class Dashboard(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the best metrics so far; in HParams, which sorts tags by name, they come first."""
-        entries = cast("Core", pl_module).recorder.history
-        history = [one for one in entries if not math.isnan(one.metrics.get(self._monitor, math.nan))]
-        if trainer.sanity_checking or not history:
+        recorder = cast("Core", pl_module).recorder
+        if trainer.sanity_checking or (best := recorder.best) is None:
             return
-        best = self._choose(history, key=lambda one: one.metrics[self._monitor])
         for tag, value in best.metrics.items():
             if tag.startswith("val/"):
                 for writer in self._writers:
-                    writer.add_scalar(f"best/{tag[4:]}", value, entries[-1].step)
+                    writer.add_scalar(f"best/{tag[4:]}", value, recorder.history[-1].step)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final weights and the end of the session.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +116,7 @@ def make_run(spec: RunSpec, recipe: Recipe, core: Core, folder: RunFolder | None
     """
     history = core.recorder.history
     last = dict(history[-1].metrics) if history else {}
-    known = [entry for entry in history if math.isfinite(entry.metrics.get(recipe.monitor, math.nan))]
-    choose = min if recipe.mode == "min" else max
-    best = choose(known, key=lambda entry: entry.metrics[recipe.monitor]) if known else None
+    best = core.recorder.best
     return Run(
         status=status,
         metrics=dict(best.metrics) if best else last,

@@ -79,7 +79,7 @@ def training_trainer(
                 path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
             )
     if chosen["logger"]:  # a TensorBoardLogger of the user's own gets the dashboard too
-        callbacks.append(Dashboard(recipe.parameters, monitor=recipe.monitor, mode=recipe.mode))
+        callbacks.append(Dashboard(recipe.parameters))
     if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(make_progress())
     if phase is not None and phase.stop_when is not None:

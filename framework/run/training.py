@@ -60,8 +60,7 @@ def train(
     finally:
         core.close_loaders()
         core.leave_evaluation()
-        for finish in core.answers.calls("finish"):
-            finish(core)
+        core.answers.notify("finish", core)
     return "stopped" if trainer.should_stop else "finished"
 
 

@@ -266,8 +266,8 @@ def test_hyperparameters_are_those_declared(core_of: Callable[..., Core]) -> Non
 def test_best_metrics_are_those_of_the_best_epoch_so_far(
     mode: str, core_of: Callable[..., Core], dash: Callable[..., Any]
 ) -> None:
-    core = core_of(metrics={"accuracy": MulticlassAccuracy(10, average="micro")})
-    events = dash(core=core, board=Dashboard(monitor="val/loss", mode=mode), max_epochs=4, num_sanity_val_steps=1)
+    core = core_of(metrics={"accuracy": MulticlassAccuracy(10, average="micro")}, mode=mode)
+    events = dash(core=core, max_epochs=4, num_sanity_val_steps=1)
     losses = [entry.metrics["val/loss"] for entry in core.recorder.history]
     assert losses == sorted(losses, reverse=True)  # the loss falls: the best is the last, or by max the first
     chosen = range(4) if mode == "min" else [0] * 4
@@ -277,8 +277,8 @@ def test_best_metrics_are_those_of_the_best_epoch_so_far(
     assert [event.step for event in events.Scalars("best/loss")] == [7, 14, 21, 28]
 
 
-def test_without_a_monitor_there_is_no_best(dash: Callable[..., Any]) -> None:
-    events = dash(board=Dashboard(monitor="val/f1"))
+def test_without_a_monitor_there_is_no_best(core_of: Callable[..., Core], dash: Callable[..., Any]) -> None:
+    events = dash(core=core_of(monitor="val/f1"))
     assert not [tag for tag in events.Tags()["scalars"] if tag.startswith("best/")]
 
 
