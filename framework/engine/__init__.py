@@ -1,1 +1,1 @@
-"""One optimizer step, and the Lightning hooks around it."""
+"""The optimizer step, and the LightningModule that runs it."""

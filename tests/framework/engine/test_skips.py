@@ -83,7 +83,7 @@ def test_the_run_is_the_one_without_these_steps_bit_for_bit(
     bad, watch = poisoned(data, 7, 55), Watch()
     left_out = steps_with(data, 7, 55, size=16 * accumulate)
     core = core_of(Momentum(), watch, data=bad, accumulate=accumulate, on_nonfinite="skip")
-    with pytest.warns(UserWarning, match=r"the loss is nan: the input of training sample \d+ is not finite.*left out"):
+    with pytest.warns(UserWarning, match=r"the loss is nan: the input of training sample \d+ is not finite.*skipped"):
         train(core)
     assert torch.equal(weights(core), by_hand(mlp(), bad, left_out, accumulate=accumulate))
     assert core.at.skipped == len(left_out) >= 1
@@ -96,7 +96,7 @@ def test_it_is_told_once(core_of: CoreOf, train: Train, data: Data) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(core, max_epochs=2)
-    assert sum("is left out" in str(one.message) for one in caught) == 1
+    assert sum("is skipped" in str(one.message) for one in caught) == 1
     assert core.at.skipped == 4
 
 
@@ -114,7 +114,7 @@ def test_running_statistics_means_and_metrics_hold_nothing_of_it(core_of: CoreOf
     model = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
     metrics = {"accuracy": MulticlassAccuracy(10, average="micro")}
     core = core_of(Momentum(), model=model, metrics=metrics, data=poisoned(data, 7), on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         train(core)
     assert all(torch.isfinite(buffer).all() for buffer in model.buffers())
     assert model[1].num_batches_tracked == 6
@@ -141,7 +141,7 @@ def test_an_infinite_term_and_a_gradient_that_is_none(core_of: CoreOf, train: Tr
 
     bad, watch = Bad(), Watch()
     core = core_of(Momentum(), bad, watch, on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="step 2: penalty/bad/inf is inf; .*the step is left out"):
+    with pytest.warns(UserWarning, match="step 2: penalty/bad/inf is inf; .*this step is skipped"):
         train(core)
     assert core.at.skipped == 2
     assert watch.made_ == bad.seen_ == [0, 1, 3, 5, 6]
@@ -160,7 +160,7 @@ def test_a_gradient_is_named(core_of: CoreOf, train: Train) -> None:
             return self.inner(x) + (0.0 * self.inner.bias.sum()).abs().sqrt()
 
     core = core_of(model=Root(), on_nonfinite="skip")
-    words = r"step 0: the gradient of 'inner.bias' is not finite, though the loss is; the step is left out"
+    words = r"step 0: the gradient of 'inner.bias' is not finite, though the loss is; this step is skipped"
     with (
         pytest.warns(UserWarning, match=words),
         pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite"),
@@ -175,7 +175,7 @@ def test_averages_and_schedules_wait(core_of: CoreOf, train: Train, data: Data) 
             return {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}
 
     core = core_of(Momentum(), Decay(), data=poisoned(data, 7), on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         train(core)
     assert core.at.optimizer.param_groups[0]["lr"] == 0.1 * 0.5**6
     assert core.at.optimizer.state_dict()["state"]
@@ -233,7 +233,7 @@ def test_a_scaler_goes_on_to_look_at_gradients_itself(
     assert made == made_too and len(made) < 7
     assert skip.at.skipped == 0
     assert torch.equal(weights(stop), weights(skip))
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         bad, _ = trained(poisoned(data, 7), "skip")
     assert bad.at.skipped == 1
     assert torch.isfinite(weights(bad)).all()
@@ -256,7 +256,7 @@ class Told(pl.Callback):
         assert torch.equal(first, mine)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ranks_leave_out_the_same_steps(
     core_of: CoreOf, train: Train, weights: Weights, data: Data, accumulate: int
@@ -272,7 +272,7 @@ def test_ranks_leave_out_the_same_steps(
     torch.testing.assert_close(two, trained(32, 1).float(), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 def test_ranks_agree_on_a_term_whose_gradient_tells_nothing(core_of: CoreOf, train: Train, weights: Weights) -> None:
     class Lone(Plugin):
         def penalty(self, step: Any) -> Tensor:
@@ -288,7 +288,7 @@ def test_ranks_agree_on_a_term_whose_gradient_tells_nothing(core_of: CoreOf, tra
 
 def test_a_run_tells_how_many(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
     given = recipe(data=poisoned(data, 7), trainer={"max_epochs": 2, "log_every_n_steps": 1})
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         run = fit(given, logs=tmp_path, on_nonfinite="skip")
     assert (run.status, run.steps, run.skipped) == ("finished", 14, 2)
     told = json.loads((run.folder / "run.json").read_text())
@@ -312,7 +312,7 @@ def test_nothing_is_told_of_runs_that_skipped_nothing(recipe: Callable[..., Reci
 
 
 def test_the_count_goes_on_where_a_run_does(core_of: CoreOf, train: Train, data: Data, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         trainer = train(core_of(data=poisoned(data, 7), on_nonfinite="skip"))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     core = core_of(data=poisoned(data, 7), on_nonfinite="skip")
@@ -323,8 +323,8 @@ def test_the_count_goes_on_where_a_run_does(core_of: CoreOf, train: Train, data:
 def test_an_epoch_without_a_finite_step_ends_the_run(core_of: CoreOf, train: Train, data: Data) -> None:
     core = core_of(data=poisoned(data, *range(100)), on_nonfinite="skip")
     with (
-        pytest.warns(UserWarning, match="left out"),
-        pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite, 7 are left out so far"),
+        pytest.warns(UserWarning, match="step is skipped"),
+        pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite, 7 were skipped so far"),
     ):
         train(core, max_epochs=3)
 
@@ -336,7 +336,7 @@ def test_weights_that_are_not_finite_end_the_run_at_once(core_of: CoreOf, train:
                 step.optimizer.param_groups[0]["params"][2][0] = math.inf
 
     with pytest.raises(
-        NonFiniteError, match=r"step 3: '2\.weight' is not finite since an earlier update, and leaving out"
+        NonFiniteError, match=r"step 3: '2\.weight' is not finite since an earlier update, and skipping"
     ):
         train(core_of(Momentum(), Spoil(), on_nonfinite="skip"))
 
@@ -346,12 +346,12 @@ def test_what_moves_weights_before_it_is_known_is_refused(core_of: CoreOf, train
         def make_optimizer(self, groups: Any) -> Any:
             return torch.optim.LBFGS(groups[0]["params"])
 
-    with pytest.raises(UserError, match="on_nonfinite='skip': LBFGS moves the weights"):
+    with pytest.raises(UserError, match="on_nonfinite='skip': LBFGS changes the weights"):
         train(core_of(Quasi(), on_nonfinite="skip"))
 
 
 def test_sharded_parameters_are_refused(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(Exception, match="on_nonfinite='skip': where parameters are sharded across ranks"):
+    with pytest.raises(Exception, match="on_nonfinite='skip': parameters are sharded across ranks"):
         train(core_of(on_nonfinite="skip"), strategy=ForkedShards(), devices=2)
 
 
@@ -372,7 +372,7 @@ def recipe(wrong: float = 0.0) -> Recipe:
 """
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "wrong.py").write_text(RECIPE)
     call = ["fit", str(tmp_path / "wrong.py"), "--logs", str(tmp_path / "logs"), "--trainer.accelerator", "cpu"]
@@ -385,7 +385,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "on_nonfinite='jump': must be 'stop' or 'skip'" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 def test_a_run_that_stopped_goes_on_by_skipping(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
     """From its last checkpoint to the bits of a run that skipped from the start."""
     late = next(sample for sample in range(100) if steps_with(data, sample) == {4})
