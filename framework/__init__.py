@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from framework.run.fit import fit
     from framework.run.result import Interrupted, Run
 
-# albumentations asks the network for a newer release when it is imported, which a recipe may do before any plugin
+# albumentations looks for a newer release online when imported, and a recipe may import it before any plugin
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 _HOME = {
@@ -73,7 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # names are looked up on first use, so that `python -m framework --help` need not import torch
+    # imported on first use, so that `python -m framework --help` does not import torch
     if name in _HOME:
         return getattr(importlib.import_module(f"framework.{_HOME[name]}"), name)
     raise AttributeError(f"module 'framework' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""``python -m framework``."""
+"""Entry point of ``python -m framework``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The core: Lightning's hooks around the step, the loaders, and the parts that make a step."""
+"""``Core``, the LightningModule of a run: Lightning's hooks, the loaders, and the objects that make a step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from framework.engine.update import Update
 from framework.errors import UserError
 from framework.plugin.plugin import Plugin
 
-# what Lightning asks of modules that it steps itself, and what to use in its place
+# hooks that Lightning calls under automatic optimization only, and what to use instead
 _NOT_ASKED = {
     "optimizer_step": "write a plugin with make_optimizer",
     "optimizer_zero_grad": "write a plugin with transform_gradients",
@@ -34,36 +34,35 @@ _NOT_ASKED = {
 
 
 class Core(Objective):
-    r"""Trains a network on :math:`\tilde J = J + \sum_i \alpha_i \Omega_i`, the plugins giving all but J.
+    r"""Trains a network on :math:`\tilde J = J + \sum_i \alpha_i \Omega_i`: the loss J and the terms of the plugins.
 
     For another kind of objective (a language model, an autoencoder, several losses) subclass it, override
-    :meth:`compute_loss`, and name the class in the recipe: ``Recipe(..., core=LanguageModel)``. Where J is a mean over
-    something else than samples (frames, tokens), override :meth:`count` too, so that micro-batches and ranks count by
-    their share.
+    :meth:`compute_loss`, and name the class in the recipe: ``Recipe(..., core=LanguageModel)``. If J is a mean over
+    something other than samples (frames, tokens), override :meth:`count` too, which weights micro-batches and ranks.
 
-    One batch of Lightning's is one *window*: the micro-batches of one optimizer step. The core optimizes by hand
-    (Lightning's manual optimization), since plugins need the window whole: shares of a short last window, terms added
-    once an update, second evaluations.
+    One batch of Lightning is one *window*: the micro-batches of one optimizer step. The core uses Lightning's manual
+    optimization because plugins need the whole window: to weight the micro-batches of a short last window, to add terms
+    once per update, and to evaluate the gradient a second time.
 
     Args:
         model: the network; its ``forward`` takes a batch's input.
-        loss: ``loss(prediction, target)``, a mean over samples; None where a subclass has its own.
-        metrics: torchmetrics by name, worked out on training, validation and test part.
-        plugins: plugins in the order in which they answer.
-        data: the data, for Lightning to ask for loaders.
+        loss: ``loss(prediction, target)``, a mean over samples; None if a subclass computes its own.
+        metrics: torchmetrics by name, computed on the training, validation and test part.
+        plugins: the plugins in recipe order, in which they are called.
+        data: the data, from which the loaders are made.
         seed: the run's seed, which keys every draw.
-        accumulate: micro-batches an optimizer step.
+        accumulate: micro-batches per optimizer step.
         clip: gradient clipping by the Trainer's options: ``(gradient_clip_val, gradient_clip_algorithm)``.
         compile: compile the network with ``torch.compile``; a mapping gives its options.
-        on_nonfinite: what to do where the objective is infinite or not a number: ``"stop"`` or ``"skip"`` the step.
-        monitor: tag of the metric by which an epoch is best.
-        mode: ``"min"`` or ``"max"``: which way that metric is better.
+        on_nonfinite: what to do if the objective is infinite or not a number: ``"stop"``, or ``"skip"`` the step.
+        monitor: tag of the metric that determines the best epoch.
+        mode: ``"min"`` or ``"max"``: whether lower or higher values of that metric are better.
 
     Raises:
-        UserError: where relations between plugins are broken.
+        UserError: if a relation between plugins is violated.
     """
 
-    __module__ = "framework"  # as users import it and ``run.json`` names it, whichever file it stands in
+    __module__ = "framework"  # users import it from there, and ``run.json`` stores this name
 
     def __init__(
         self,
@@ -91,7 +90,7 @@ class Core(Objective):
         self.skips = Skips(self, self.recorder) if on_nonfinite == "skip" else None
         self.gradient = Gradient(self, self.again, self.recorder, self.skips)
         self.update = Update(self, self.gradient, self.again, self.skips, clip)
-        # of a checkpoint that is resumed from
+        # read from a checkpoint, applied once training starts
         self._within: list[Any] = []
         self._before: int | None = None
         self._loaders: dict[str, TrainLoader | EvalLoader] = {}
@@ -100,15 +99,15 @@ class Core(Objective):
         super().__init_subclass__(**kwargs)
         for name, instead in _NOT_ASKED.items():
             if name in vars(cls):
-                raise TypeError(f"{cls.__name__}.{name} would never be asked, since the core steps by hand: {instead}")
+                raise TypeError(f"{cls.__name__}.{name} is never called under manual optimization: {instead}")
         if "window" not in inspect.signature(cls.training_step).parameters:
             raise TypeError(
-                f"{cls.__name__}.training_step: the core's own makes the whole step, for (self, window, batch_idx);"
-                " override compute_loss(self, batch) for another objective"
+                f"{cls.__name__}.training_step must take (self, window, batch_idx) and make a whole optimizer"
+                " step; for another objective override compute_loss(self, batch) instead"
             )
 
     def configure_optimizers(self) -> Any:
-        """Ask the plugins for groups, optimizer and scheduler; the default is AdamW without decay."""
+        """Return the plugins' optimizer and scheduler; the default is AdamW without weight decay or schedule."""
         groups = [{**group, "params": [p for _, p in group["params"]]} for group in self.parameter_groups()]
         optimizer = self.answers.sole("make_optimizer", groups)
         if optimizer is None:
@@ -119,7 +118,7 @@ class Core(Objective):
         config: dict[str, Any] = {"optimizer": optimizer}
         scheduler = self.answers.sole("make_scheduler", optimizer, total)
         if scheduler is not None:
-            # Lightning drops the monitor under manual optimization, with a warning
+            # Lightning ignores a monitor under manual optimization and warns of it
             self.update.monitor = scheduler.get("monitor") or "val/loss"
             config["lr_scheduler"] = {key: value for key, value in scheduler.items() if key != "monitor"}
         return config
@@ -127,7 +126,7 @@ class Core(Objective):
     # ---- data --------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> TrainLoader:
-        """Return the loader of windows."""
+        """Return the training loader, whose batches are windows."""
         trainer = self.trainer
         self.close_loaders("train")
         self._loaders["train"] = loader = self._data.train_loader(
@@ -139,19 +138,19 @@ class Core(Objective):
             pin_memory=trainer.strategy.root_device.type == "cuda",
         )
         if self._overfits:
-            del loader.sampler  # where it finds none, Lightning never moves on from the order of the first epoch
+            del loader.sampler  # without a sampler Lightning repeats the order of the first epoch in all epochs
         return loader
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
-        """Return the loader of the validation part, nothing where there is none."""
+        """Return the loader of the validation part, or an empty list if there is none."""
         return [] if self._data.val is None else self._eval_loader("val")
 
     def test_dataloader(self) -> EvalLoader:
-        """Return the loader of the test part."""
+        """Return the loader of the test part, for test."""
         return self._eval_loader("test")
 
     def predict_dataloader(self) -> EvalLoader:
-        """Return the loader of the test part."""
+        """Return the loader of the test part, for predict."""
         return self._eval_loader("test")
 
     def _eval_loader(self, part: str) -> EvalLoader:
@@ -161,17 +160,17 @@ class Core(Objective):
         return loader
 
     def close_loaders(self, *parts: str) -> None:
-        """End the worker processes of the loaders of these parts, of all where none is named."""
+        """Stop the worker processes of the loaders of the given parts, or of all parts if none is given."""
         for part in parts or tuple(self._loaders):
             if part in self._loaders:
                 self._loaders[part].close()
 
     def exit_code_of_workers(self) -> int | None:
-        """Return the exit code of a loaders' worker that failed, None for none."""
+        """Return the exit code of a loader's worker that failed, None if none did."""
         return next((code for loader in self._loaders.values() if (code := loader.exit_code)), None)
 
     def teardown(self, stage: str) -> None:
-        """End the loaders' worker processes."""
+        """Stop the loaders' worker processes."""
         self.close_loaders()
 
     @property
@@ -186,37 +185,37 @@ class Core(Objective):
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Find out where the run stands and how this machine steps."""
+        """Initialize the step's counters, prepare the objects that make a step, and position the loader."""
         step, trainer = self.at, self.trainer
         step.index, step.rank, step.world = trainer.global_step, trainer.global_rank, trainer.world_size
-        step.epoch = trainer.current_epoch  # no epoch starts where a run goes on from within one
+        step.epoch = trainer.current_epoch  # on_train_epoch_start is not called if a run resumes within an epoch
         step.optimizer = self.update.prepare()
         self.again.prepare()
         self.gradient.prepare()
         self.recorder.prepare()
-        if len(self._within) == step.world:  # another number of ranks goes on without the epoch's means so far
+        if len(self._within) == step.world:  # with another number of ranks the means so far of the epoch are lost
             self.recorder.restore(self._within[step.rank])
         self._within = []
         loader = self._loaders.get("train")
         if isinstance(loader, TrainLoader):
-            # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts the
-            # step ready
+            # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts
+            # that step as ready but not as processed
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
             done = progress.processed if trainer.fit_loop.restarting else 0
             loader.epoch, loader.start = 0 if self._overfits else trainer.current_epoch, done
             if 0 < done < len(loader) and self._before != loader.samples_per_step:
                 raise UserError(
-                    f"the checkpoint is from within an epoch of {self._before} samples a step, and this run takes"
-                    f" {loader.samples_per_step}: batch_size x accumulate_grad_batches x ranks must stay the same there"
+                    f"the checkpoint is from within an epoch of {self._before} samples a step, but this run takes"
+                    f" {loader.samples_per_step}; to resume, keep batch_size x accumulate_grad_batches x ranks the same"
                 )
 
     def on_train_epoch_start(self) -> None:
-        """Begin an epoch."""
+        """Start the means of a new epoch."""
         self.at.epoch = self.trainer.current_epoch
         self.recorder.begin_epoch()
 
     def training_step(self, window: Window, batch_idx: int) -> None:
-        """Make one optimizer step of one window of micro-batches."""
+        """Make one optimizer step from one window of micro-batches."""
         step = self.at
         self.recorder.begin_step(step)
         self.answers.notify("begin_step", step)
@@ -226,51 +225,51 @@ class Core(Objective):
             self.recorder.write_step(step, self.update.weight_terms(), self.update.learning_rates())
 
     def on_train_epoch_end(self) -> None:
-        """Give the epoch's means to callbacks and loggers, and move schedulers that count epochs."""
+        """Publish the epoch's means to callbacks and loggers, and step schedulers that count epochs."""
         self.recorder.end_epoch()
         self.update.end_epoch(self.recorder.validated)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the run's own state; a collective: every rank must call."""
+        """Add the run's own state to a checkpoint. A collective: every rank must call it."""
         checkpoint["framework"] = state_of_run(self, self.recorder, self._samples_per_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the run's own state."""
+        """Restore the run's own state from a checkpoint."""
         self._within, self._before = restore_run(self, self.recorder, checkpoint)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Add one batch to the mean of J and to the metrics: J alone, never the penalties."""
+        """Add one validation batch to the mean of J, without penalties, and to the metrics."""
         self.recorder.evaluate("val", batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Add one batch to the mean of J and to the metrics."""
+        """Add one test batch to the mean of J, without penalties, and to the metrics."""
         self.recorder.evaluate("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the network's output."""
+        """Return the network's output for one batch."""
         return self(input_of(batch))
 
     def on_validation_start(self) -> None:
-        """Put the weights to evaluate in, in the place of gradients that the next step would forget anyway."""
+        """Switch to the evaluation weights, after freeing the gradients, which the next step drops anyway."""
         if self.trainer.state.fn == "fit":
             self.model.zero_grad()
         self.enter_evaluation()
 
     def on_test_start(self) -> None:
-        """Put the weights to evaluate in."""
+        """Switch to the evaluation weights for test."""
         self.enter_evaluation()
 
     def on_predict_start(self) -> None:
-        """Put the weights to evaluate in."""
+        """Switch to the evaluation weights for predict."""
         self.enter_evaluation()
 
     def on_validation_epoch_end(self) -> None:
-        """Reduce J and metrics over ranks, put the raw weights back, and ask the plugins whether to stop.
+        """Reduce J and metrics over ranks, restore the raw weights, and stop training if a plugin requests it.
 
-        All of it here, not in ``on_validation_end``, where checkpoints are written: they are to hold the raw weights
-        and what the plugins made of these metrics.
+        Not in ``on_validation_end``, where checkpoints are written: they must hold the raw weights and the state of the
+        plugins after these metrics.
         """
         metrics = self.recorder.end_evaluation("val")
         self.leave_evaluation()
@@ -280,10 +279,10 @@ class Core(Objective):
                 self.trainer.should_stop = True
 
     def on_test_epoch_end(self) -> None:
-        """Reduce J and metrics over ranks."""
+        """Reduce J and metrics over ranks, and restore the raw weights."""
         self.recorder.end_evaluation("test")
         self.leave_evaluation()
 
     def on_predict_end(self) -> None:
-        """Put the raw weights back."""
+        """Restore the raw weights."""
         self.leave_evaluation()

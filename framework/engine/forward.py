@@ -1,4 +1,4 @@
-"""The forward pass of a micro-batch: seeded, under autocast, and repeatable without a trace."""
+"""The forward pass of a micro-batch: seeded, under autocast, and repeatable without side effects."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from framework.ops.buffers import keep_buffers
 
 
 class Forward:
-    """Evaluates J of micro-batches; a second time with the same draws, and without a trace in buffers and logs.
+    """Evaluates J of micro-batches, a second time with the same random draws and without changing buffers or logs.
 
     Args:
-        objective: what is evaluated.
+        objective: the objective to evaluate.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -26,13 +26,13 @@ class Forward:
         self._autocast: Callable[[], AbstractContextManager[Any]] | None = None
 
     def prepare(self) -> None:
-        """Find out the run's precision; called once training starts."""
+        """Read the run's precision from the Trainer; called once training starts."""
         precision = self._objective.trainer.precision_plugin
         self._stream = self._objective.at.stream("model")
         self._autocast = precision.forward_context if isinstance(precision, MixedPrecision) else None
 
     def __call__(self, batch: Any, *, full_precision: bool = False) -> Outcome:
-        """Return J and the prediction of a micro-batch; every call within the micro-batch makes the same draws.
+        """Evaluate J and the prediction of a micro-batch; repeated calls make the same random draws.
 
         Args:
             batch: the micro-batch, after the plugins' transforms.
@@ -49,10 +49,10 @@ class Forward:
 
     @contextmanager
     def untraced(self) -> Iterator[None]:
-        """Let what is evaluated within leave nothing behind.
+        """Return a context for evaluations without side effects.
 
-        Buffers of the network (running statistics of BatchNorm above all) are restored by copy, edits of weights are
-        undone, and nothing is logged or shown to metrics.
+        On exit the network's buffers, such as running statistics, are restored by copy and edits of weights are undone;
+        within it nothing is logged or added to metrics.
         """
         objective = self._objective
         put_buffers_back = keep_buffers(objective.model)
@@ -65,9 +65,10 @@ class Forward:
             put_buffers_back()
 
     def evaluate(self, batch: Any, *, full_precision: bool = False) -> Outcome:
-        """Return J of a micro-batch evaluated a second time, with a graph, for use within ``penalty``.
+        """Evaluate J of a micro-batch again, with a graph, for use within ``penalty``.
 
-        The network draws what it drew in the micro-batch's own forward, and plugins change activations as they did.
+        The network makes the same random draws as in the micro-batch's own forward, and plugins change activations in
+        the same way.
 
         Args:
             batch: the step's micro-batch (``step.batch``) with another input or target.
@@ -78,7 +79,7 @@ class Forward:
 
 
 def _seed_global_generator(seed: int, device: torch.device) -> None:
-    # torch.manual_seed seeds every backend there is and takes some 0.3 ms; the model draws from one
+    # torch.manual_seed takes some 0.3 ms, since it seeds every backend; the model draws from only one
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)

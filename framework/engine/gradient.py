@@ -30,17 +30,17 @@ class Gradient:
     r"""Adds the gradient of :math:`\sum_m s_m (J_m + \sum_i \alpha_i\Omega_{i,m})` to the weights' ``grad``.
 
     :math:`s_m` is micro-batch m's share of the step's samples (times the number of ranks, by which
-    ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, a short
-    last window included. A rank whose micro-batch is left out adds zeros.
+    ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, also in a
+    short last window. A rank whose micro-batch is skipped adds zeros.
 
     Args:
-        objective: whose gradient it is.
+        objective: the objective to differentiate.
         forward: evaluates J of a micro-batch.
-        recorder: gets the terms and predictions of each micro-batch.
-        skips: leaves steps out that are not finite; None where training is to end there.
+        recorder: receives the terms and predictions of each micro-batch.
+        skips: skips steps that are not finite; None to raise an error instead.
 
     Attributes:
-        watch: called with each micro-batch as the network gets it, None for nobody.
+        watch: function called with each micro-batch after the plugins' transforms, or None.
     """
 
     def __init__(self, objective: Objective, forward: Forward, recorder: Recorder, skips: Skips | None) -> None:
@@ -54,7 +54,7 @@ class Gradient:
         self._counts_samples = True
 
     def prepare(self) -> None:
-        """Find out how this run does backward; called once training starts."""
+        """Choose how to run backward under the run's strategy; called once training starts."""
         objective, trainer = self._objective, self._objective.trainer
         precision = trainer.precision_plugin
         self._counts_samples = type(objective).count is Objective.count
@@ -67,13 +67,16 @@ class Gradient:
         hooks = ("on_before_backward", "on_after_backward", "backward")
         watched = any(has_own(one, hook) for one in listeners(objective) for hook in hooks)
         if type(trainer.strategy) is SingleDeviceStrategy and not getattr(precision, "scaler", None) and not watched:
-            self._backward = _backward  # what manual_backward comes to here, less some 30 microseconds of asking
+            self._backward = _backward  # here manual_backward does the same and takes 30 microseconds longer
 
     def __call__(self, window: Window) -> Tensor | None:
-        r"""Add the gradient of one window; called again for the same window it makes the same draws.
+        r"""Add the gradient of one window to ``grad``; repeated calls for a window make the same random draws.
+
+        Args:
+            window: the micro-batches of the step.
 
         Returns:
-            :math:`\sum_m s_m\tilde J_m` without a graph, None where every micro-batch was left out.
+            :math:`\sum_m s_m\tilde J_m` without a graph, or None if every micro-batch was skipped.
         """
         step, skips = self._objective.at, self._skips
         counts = [size_of(batch) for batch in window.batches]
@@ -93,7 +96,7 @@ class Gradient:
             step.start += step.count
             if skips is not None and skips.spoiled and self._wrapper is None:
                 break
-        for buffer in self._buffers:  # running statistics are those of rank zero's samples, as under ddp
+        for buffer in self._buffers:  # as under ddp, rank zero's running statistics count
             torch.distributed.broadcast(buffer, 0)
         return total
 
@@ -103,8 +106,8 @@ class Gradient:
             if sum(counts) != window.samples:
                 sizes_seen = " and ".join(map(str, counts))
                 raise UserError(
-                    f"step {objective.at.index}: micro-batches of {sizes_seen} come of {window.samples} samples; where"
-                    " J is a mean over something else than samples, override count in a subclass of Core"
+                    f"step {objective.at.index}: micro-batches of {sizes_seen} are made of {window.samples} samples; if"
+                    " J is a mean over something other than samples, override count in a subclass of Core"
                 )
             sizes, total = [float(count) for count in counts], float(window.total)
         else:
@@ -122,7 +125,9 @@ class Gradient:
         step.batch = batch
         if self.watch is not None:
             self.watch(batch)
-        objective.observers.live = True  # through backward: activation checkpointing runs parts of forward again there
+        objective.observers.live = (
+            True  # until after backward, in which activation checkpointing runs parts of forward again
+        )
         try:
             if self._edits:
                 with torch.no_grad():
@@ -132,13 +137,12 @@ class Gradient:
                 total = self._total(outcome.loss, size, raw)
             elif self._sharded:
                 raise UserError(
-                    f"step {step.index}: a batch cannot be left out (a loss of None) where parameters are sharded"
-                    " across ranks, which wait for one another; use strategy='ddp', or return a loss of 0 that has"
-                    " a graph"
+                    f"step {step.index}: a batch cannot be skipped (a loss of None) if parameters are sharded across"
+                    " ranks, which wait for one another; use strategy='ddp', or return a loss of 0 that has a graph"
                 )
             elif self._wrapper is None:
                 return None
-            else:  # the other ranks wait for this one's gradient
+            else:  # zeros with a graph: the other ranks wait for this rank's gradient
                 total = torch.stack([p.sum() for p in objective.parameters() if p.requires_grad]).sum() * 0.0
             if share != 1.0:
                 total = total * share
@@ -152,35 +156,37 @@ class Gradient:
         return total.detach()
 
     def _total(self, loss: Tensor, size: float, raw: Any) -> Tensor:
-        """Return J plus the plugins' terms, checked and handed to the recorder."""
+        """Return J plus the plugins' terms, after checking them and adding them to the recorder."""
         objective, step, skips = self._objective, self._objective.at, self._skips
         total = loss
         terms: dict[str, Tensor] = {"loss": loss}
         for tag, term in objective.answers.sum("penalty", step).items():
             if term.numel() != 1:
-                raise UserError(f"step {step.index}: {tag} has shape {tuple(term.shape)}, not one number")
+                raise UserError(
+                    f"step {step.index}: {tag} has shape {tuple(term.shape)}, not one number; reduce it to a scalar"
+                )
             if is_sharded(term):
                 raise UserError(
-                    f"step {step.index}: {tag} is a term on sharded weights, of whose gradient no rank has the whole;"
-                    " give it by weight_penalty and weight_penalty_gradient, or use strategy='ddp'"
+                    f"step {step.index}: {tag} is a term on sharded weights, whose whole gradient no rank has;"
+                    " implement weight_penalty and weight_penalty_gradient, or use strategy='ddp'"
                 )
             terms[tag] = term
             total = total + term
         if not total.requires_grad:
-            raise UserError(f"step {step.index}: the loss has no gradient: it does not depend on a trainable weight")
+            raise UserError(f"step {step.index}: the loss has no gradient: it must depend on a trainable weight")
         self._recorder.add(terms, size)
-        # on an accelerator reading a number every step would make every step wait for it
+        # on an accelerator, reading the value would make every step synchronize
         reads = skips is not None or loss.device.type == "cpu" or step.logged
         if reads and not math.isfinite(total.item()):
             if skips is None:
                 raise NonFiniteError(explain_nonfinite(objective, self._forward, raw, terms, total))
             skips.spoil(lambda: explain_nonfinite(objective, self._forward, raw, terms, total))
-            # backward all the same: other ranks may wait for this one's gradient, and nothing of the step is kept
+            # backward runs all the same: other ranks may wait for this gradient, and the whole step is discarded
         return total
 
 
 def without_autocast(objective: Objective) -> AbstractContextManager[Any]:
-    """Return a context without autocast: Lightning has it on for all of ``training_step``, backward and update too."""
+    """Return a context without autocast, which Lightning enables for all of ``training_step``, including backward."""
     if isinstance(objective.trainer.precision_plugin, MixedPrecision):
         return torch.autocast(objective.device.type, enabled=False)
     return nullcontext()
@@ -191,13 +197,13 @@ def _backward(total: Tensor) -> None:
 
 
 def listeners(objective: Objective) -> list[Any]:
-    """Return whom Lightning notifies: the Trainer's callbacks and the objective."""
+    """Return the objects whose hooks Lightning calls: the Trainer's callbacks and the objective."""
     callbacks: list[pl.Callback] = objective.trainer.callbacks  # type: ignore[attr-defined] # set outside of __init__
     return [*callbacks, objective]
 
 
 def has_own(one: Any, hook: str) -> bool:
-    """Return whether a callback or module has a hook that is not Lightning's empty one."""
+    """Return whether a callback or module overrides a hook of Lightning."""
     base = pl.LightningModule if isinstance(one, pl.LightningModule) else pl.Callback
     empty = getattr(base, hook, None)
     return hook in vars(one) or getattr(type(one), hook, empty) is not empty

@@ -1,4 +1,4 @@
-"""Lightning's loop over the batches of an epoch, without what a small step cannot afford."""
+"""Lightning's loop over the batches of an epoch, with less overhead per step."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from framework.engine.gradient import has_own
 
 
 class _Epoch(NamedTuple):
-    """What the steps of one epoch have in common.
+    """What is the same for all steps of an epoch, determined once at its start.
 
     Args:
-        core: whose steps they are.
+        core: the core that makes the steps.
         windows: the loader's own iterator, below Lightning's.
-        moves: whether a window is to be brought to the device, or anyone has a say in it.
-        starts: callbacks' hooks that listen to the start of a batch.
-        core_start: the core's own hook of that name, None where it has none.
+        moves: whether windows must be moved to the device, or something overrides how they are moved.
+        starts: the callbacks' ``on_train_batch_start``, where overridden.
+        core_start: the core's ``on_train_batch_start``, None if not overridden.
         train: makes the step.
-        ends: callbacks' hooks that listen to the end of a batch.
-        core_end: the core's own hook of that name, None where it has none.
-        validation: batches from one validation to the next, 0 where this epoch has none.
+        ends: the callbacks' ``on_train_batch_end``, where overridden.
+        core_end: the core's ``on_train_batch_end``, None if not overridden.
+        validation: batches from one validation to the next, 0 if this epoch has no validation.
     """
 
     core: Core
@@ -46,18 +46,18 @@ class _Epoch(NamedTuple):
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """Makes the calls of Lightning's loop in its order and keeps its counters, but asks only those who listen.
+    """Calls the same hooks as Lightning's loop, in its order and with its counters, but only those that are overridden.
 
     Around a step of 280 microseconds Lightning's loop spends 170 on the empty hooks of every callback, on contexts of a
     profiler that does nothing, on inspecting the signature of ``training_step``, on fetching through four iterators and
-    on comparing states of the Trainer; under ddp 900 more on a broadcast that asks every batch for SIGTERM. Who listens
-    is found out here, once an epoch.
+    on comparing states of the Trainer; under ddp 900 more on a broadcast per batch that checks for SIGTERM. Here the
+    overridden hooks are determined once per epoch.
 
-    The loop is Lightning's own for the first batch after a restart, for a batch that a validation follows, and where a
+    Lightning's own code runs for the first batch after a restart, for a batch that is followed by validation, and if a
     profiler, or a loader or ``training_step`` of the user's, is used.
 
     Args:
-        loop: Lightning's loop, whose place it takes.
+        loop: Lightning's loop, which this one replaces.
     """
 
     def __init__(self, loop: _TrainingEpochLoop) -> None:
@@ -65,7 +65,7 @@ class EpochLoop(_TrainingEpochLoop):
         self._epoch: _Epoch | None = None
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Begin an epoch, and find out who listens."""
+        """Start an epoch, and determine which hooks are overridden."""
         super().on_run_start(data_fetcher)
         self._epoch = self._find_out(data_fetcher)
 
@@ -75,7 +75,7 @@ class EpochLoop(_TrainingEpochLoop):
         if (
             type(fetcher) is not _PrefetchDataFetcher
             or not isinstance(fetcher.combined_loader.iterables, TrainLoader)
-            or not isinstance(trainer.val_check_batch, int)  # validations by the clock
+            or not isinstance(trainer.val_check_batch, int)  # validation at time intervals
             or type(trainer.profiler) is not PassThroughProfiler
             or type(core).training_step is not Core.training_step
             or type(strategy).on_train_batch_start is not Strategy.on_train_batch_start
@@ -106,7 +106,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @property
     def done(self) -> bool:
-        """Whether the epoch is at its end."""
+        """Whether the epoch has ended."""
         if self._epoch is None or self._restarting or self.trainer.should_stop:
             return super().done
         progress, steps = self.batch_progress, self.manual_optimization.optim_step_progress.total.completed
@@ -114,10 +114,10 @@ class EpochLoop(_TrainingEpochLoop):
         return at_end or -1 < self.max_steps <= steps
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Make one step.
+        """Make one optimizer step.
 
         Raises:
-            StopIteration: where the core's ``on_train_batch_start`` ended the epoch by -1.
+            StopIteration: if the core's ``on_train_batch_start`` ended the epoch by returning -1.
         """
         epoch, progress = self._epoch, self.batch_progress
         if epoch is None or self._restarting:
@@ -155,7 +155,7 @@ class EpochLoop(_TrainingEpochLoop):
         if epoch.core_end is not None:
             epoch.core_end({}, batch, index)
         core._current_fx_name = None
-        if any(not one.has_reset for one in results.values()):  # somebody logs through Lightning
+        if any(not one.has_reset for one in results.values()):  # something logs through Lightning
             connector.on_batch_end()
             progress.increment_completed()
             connector.update_train_step_metrics()
@@ -164,7 +164,7 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_completed()
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """Validate where it is due."""
+        """Run validation if it is due after this batch."""
         epoch, trainer = self._epoch, self.trainer
         if (
             epoch is None
@@ -183,6 +183,6 @@ class EpochLoop(_TrainingEpochLoop):
         return progress.total.ready if self.trainer.check_val_every_n_epoch is None else progress.current.ready
 
     def teardown(self) -> None:
-        """Let go of what the last epoch held."""
+        """Release the objects of the last epoch."""
         self._epoch = None
         super().teardown()

@@ -1,4 +1,4 @@
-"""Means kept on the device and read only when they are logged."""
+"""Running means that stay on the device and are read only when they are logged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from framework.ops.shards import whole
 class Meter:
     """Weighted means of named scalars.
 
-    ``add`` keeps a reference and reads nothing, so that no step waits for a device; ``means`` stacks what was kept.
+    ``add`` only keeps a reference, so that no step synchronizes with a device; ``means`` stacks and reads the values.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,13 @@ class Meter:
         self._totals: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        """Keep one value, a tensor of one element without a graph, with the weight that it counts."""
+        """Add a value with a weight.
+
+        Args:
+            name: name of the mean.
+            value: tensor of one element, without a graph.
+            weight: the weight of the value in the mean.
+        """
         values = self._values.get(name)
         if values is None:
             values = self._values[name] = []
@@ -37,17 +43,17 @@ class Meter:
     def _fold(self, name: str) -> None:
         values, weights = self._values.pop(name), self._weights.pop(name)
         stacked = torch.stack(values).flatten()
-        # Apple's accelerator has no float64
+        # Apple's accelerator does not support float64
         stacked = stacked.to(torch.float32 if stacked.device.type == "mps" else torch.float64)
         total = torch.dot(stacked, stacked.new_tensor(weights))
         self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._totals[name] = self._totals.get(name, 0.0) + sum(weights)
 
     def means(self, *, over_ranks: bool = False) -> tuple[dict[str, float], dict[str, float]]:
-        """Return means and sums of weights by name, and start anew.
+        """Return means and sums of weights by name, and reset both.
 
         Args:
-            over_ranks: add sums and weights up over all ranks first; every rank has to call, with the same names.
+            over_ranks: reduce over all ranks. A collective: every rank must call it, with the same names.
         """
         for name in list(self._values):
             self._fold(name)
@@ -65,14 +71,14 @@ class Meter:
         return means, dict(zip(names, weights, strict=True))
 
     def state(self) -> dict[str, Any]:
-        """Return what was added since the last read, unfolded: sums in another order are other numbers."""
+        """Return the values since the last reset, not yet summed: another order of summation rounds differently."""
         values = {name: torch.stack(kept).cpu() for name, kept in self._values.items()}
         sums = {name: total.cpu() for name, total in self._sums.items()}
         weights = {name: list(kept) for name, kept in self._weights.items() if name in values}
         return {"values": values, "weights": weights, "sums": sums, "totals": dict(self._totals)}
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Take what :meth:`state` returned."""
+        """Restore what :meth:`state` returned."""
         self._values = {name: list(kept.to(device).unbind()) for name, kept in state["values"].items()}
         self._weights = {name: list(kept) for name, kept in state["weights"].items()}
         self._sums = {name: total.to(device) for name, total in state["sums"].items()}
@@ -80,7 +86,7 @@ class Meter:
 
 
 def scalars(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Return tensors of one element as numbers, read in one transfer; every rank must call where one is sharded."""
+    """Read tensors of one element in one transfer. A collective if one is sharded: every rank must call it."""
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     read: dict[str, float] = {name: float(value) for name, value in values.items() if not isinstance(value, Tensor)}
     if tensors:

@@ -1,4 +1,4 @@
-"""What a torchmetrics metric has gathered, as plain data for a checkpoint."""
+"""Saving and restoring the state of a torchmetrics metric in a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torchmetrics import Metric
 
 
 def state_of_metric(metric: Metric) -> dict[str, Any]:
-    """Return what a metric has gathered; torchmetrics itself keeps no count of updates in its state."""
+    """Return the state of a metric, with its count of updates, which torchmetrics does not save."""
     metric.persistent(True)
     return {"state": dict(metric.state_dict()), "updates": [one._update_count for one in _parts(metric)]}
 
 
 def restore_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
-    """Put what :func:`state_of_metric` returned back into a metric of the same kind."""
+    """Load what :func:`state_of_metric` returned into a metric of the same kind."""
     metric.persistent(True)
     metric.load_state_dict(kept["state"])
     for one, updates in zip(_parts(metric), kept["updates"], strict=True):

@@ -1,4 +1,4 @@
-"""Explains where the first number that is not finite comes from."""
+"""Finds the cause of an objective that is not finite: a term, a weight, a batch or a layer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from framework.ops.shards import is_sharded
 def explain_nonfinite(
     objective: Objective, forward: Forward, raw: Any, terms: Mapping[str, Tensor], total: Tensor
 ) -> str:
-    """Return one line on an objective that is not finite: which term, what caused it, and what to do.
+    """Explain in one line an objective that is not finite: which term, its cause, and what to do.
 
-    To find the first layer whose output is not finite, the micro-batch at hand is evaluated a second time, with the
-    same draws and no trace; not where ranks would have to do that together.
+    To find the first layer whose output is not finite, the current micro-batch is evaluated a second time, with the
+    same random draws and without side effects; this is omitted if it would be a collective.
 
     Args:
-        objective: whose step it is, within the micro-batch.
-        forward: evaluates it.
+        objective: the objective; called within the micro-batch.
+        forward: evaluates J of the micro-batch.
         raw: the micro-batch as the loader yielded it.
         terms: J (``"loss"``) and the terms of the plugins by tag.
         total: their sum.
@@ -46,7 +46,7 @@ def explain_nonfinite(
 
 
 def _weight(objective: Objective) -> str:
-    """Return a clause on a weight that is not finite, and whether an edit made it so; empty where all are."""
+    """Return a clause on a weight that is not finite, and whether an edit caused it; empty if all are finite."""
     name = finite_weights(objective.model) if objective.at.world == 1 or not _evaluates_together(objective) else None
     if name is None:
         return ""
@@ -55,12 +55,12 @@ def _weight(objective: Objective) -> str:
     if before is not None and torch.isfinite(before).all():
         hook = "second_gradient" if objective.at.again else "edit_weights"
         editors = " and ".join(repr(plugin.name) for plugin in objective.answers.of(hook))
-        return f"{name!r} is not finite as {hook} of {editors} left it"
+        return f"{name!r} is not finite after {hook} of {editors}"
     return f"{name!r} is not finite since an earlier update"
 
 
 def _in_batch(objective: Objective, raw: Any) -> Iterator[str]:
-    """Yield a clause on a batch that is not finite: by its loader, or by the first plugin that made it so."""
+    """Yield a clause on a batch that is not finite: from the loader, or after the first plugin that caused it."""
     for part, read in (("input", input_of), ("target", target_of)):
         row = _bad_row(_part(raw, read))
         if row is not None:
@@ -72,19 +72,19 @@ def _in_batch(objective: Objective, raw: Any) -> Iterator[str]:
     for plugin in objective.answers.of("transform_batch"):
         batch = plugin.transform_batch(batch, objective.at)
         if _bad_row(_part(batch, input_of)) is not None:
-            yield f"the input is not finite as transform_batch of {plugin.name!r} made it"
+            yield f"the input is not finite after transform_batch of {plugin.name!r}"
             return
 
 
 def _part(batch: Any, read: Callable[[Any], Any]) -> Any:
     try:
         return read(batch)
-    except UserError:  # a batch that only the user's own compute_loss understands
+    except UserError:  # a batch in a format that only the user's compute_loss can read
         return None
 
 
 def _bad_row(part: Any) -> int | None:
-    """Return the first row that holds an entry that is not finite, None where there is none."""
+    """Return the index of the first row with an entry that is not finite, or None if all are finite."""
     for tensor in _tensors(part):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             rows = torch.isfinite(tensor).reshape(len(tensor), -1).all(1) if tensor.ndim else tensor[None]
@@ -93,7 +93,7 @@ def _bad_row(part: Any) -> int | None:
 
 
 def _sample(objective: Objective, raw: Any, row: int) -> str:
-    """Name a row of the micro-batch: by its sample in the training part where rows are samples."""
+    """Name a row of the micro-batch: by its index in the training part if rows are samples."""
     loader = objective.trainer.train_dataloader
     if isinstance(loader, TrainLoader) and size_of(raw) == objective.at.count:
         batch = objective.trainer.fit_loop.epoch_loop.batch_idx
@@ -102,31 +102,31 @@ def _sample(objective: Objective, raw: Any, row: int) -> str:
 
 
 def _layer(objective: Objective, forward: Forward, *, has_cause: bool) -> str:
-    """Return a clause on the first layer, in order of execution, whose output is not finite; empty for none."""
+    """Return a clause on the first layer, in order of execution, whose output is not finite; empty if unknown."""
     if objective.at.world > 1 and _evaluates_together(objective):
         return ""
     found: list[str] = []
     network = objective.__dict__["_network"]
-    object.__setattr__(objective, "_network", objective.model)  # a compiled network does not call hooks that come later
+    object.__setattr__(objective, "_network", objective.model)  # a compiled network ignores hooks that are added later
     try:
         with _watched(objective, found):
             loss = forward.evaluate(objective.at.batch).loss
-    except Exception:  # what the user's code makes of such numbers is not to hide where they come from
+    except Exception:  # the user's code may fail on such numbers; report their cause all the same
         loss = None
     finally:
         object.__setattr__(objective, "_network", network)
     if found:
         if has_cause:
-            return f"the first output that is not is that of {found[0]}"
+            return f"the first output that is not finite is that of {found[0]}"
         return f"the first value that is not finite is the output of {found[0]}"
     if loss is not None and torch.isfinite(loss).all():
-        return "evaluated a second time it is finite, so that it depends on a draw that is not keyed, or on the machine"
-    return "" if has_cause else "every layer's output is finite, what the loss makes of the last one is not"
+        return "a second evaluation is finite, so it depends on a random draw that is not keyed, or on the machine"
+    return "" if has_cause else "the output of every layer is finite, but the loss computed from them is not"
 
 
 @contextmanager
 def _watched(objective: Objective, found: list[str]) -> Iterator[None]:
-    """Note the layers whose outputs are not finite, in the order of execution, and those that plugins made so."""
+    """Collect the layers whose outputs are not finite, in order of execution, before and after the plugins' changes."""
     handles: list[RemovableHandle] = []
 
     def hook(words: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -141,7 +141,7 @@ def _watched(objective: Objective, found: list[str]) -> Iterator[None]:
             words = f"{f'layer {name!r}' if name else 'the network'} ({type(layer).__name__})"
             handles.append(layer.register_forward_hook(hook(words), prepend=True))
             if watchers := " and ".join(repr(plugin.name) for plugin in objective.observers.of(name)):
-                words += f" as transform_activation of {watchers} changed it"
+                words += f" after transform_activation of {watchers}"
                 handles.append(layer.register_forward_hook(hook(words)))
         yield
     finally:
@@ -150,14 +150,14 @@ def _watched(objective: Objective, found: list[str]) -> Iterator[None]:
 
 
 def _evaluates_together(objective: Objective) -> bool:
-    """Return whether the forward of one rank waits for those of others."""
+    """Return whether the forward pass is a collective, which every rank must call."""
     return any(is_sharded(p) for p in objective.model.parameters()) or any(
         isinstance(layer, nn.SyncBatchNorm) for layer in objective.model.modules()
     )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors within plain containers."""
+    """Yield the tensors in nested containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, PackedSequence):

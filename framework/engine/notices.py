@@ -1,4 +1,4 @@
-"""How plugins get Lightning's notices without costing where they don't listen."""
+"""Forwards Lightning's callback hooks to the plugins that override them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _KEY = "plugins/"
 
 
 class Notices(Callback):
-    """Stands for several plugins in the Trainer's list of callbacks.
+    """A callback that represents several plugins in the Trainer's list of callbacks.
 
-    Lightning asks every callback for every notice of every batch, at some 3 microseconds each; this asks the plugins
-    that listen. Their states are kept under their names, and found by them whichever plugins stood beside them.
+    Lightning calls every hook of every callback for every batch, at some 3 microseconds each; this class calls only the
+    plugins that override the hook. A plugin's state is saved under its name, so a checkpoint can be loaded with other
+    plugins beside it.
 
     Args:
-        plugins: plugins in the order in which they are told.
-        group: which group of neighbouring plugins in the recipe's list this is, from 0.
+        plugins: the plugins in the order in which they are called.
+        group: index of this group of neighbouring plugins in the recipe's list, from 0.
     """
 
     def __init__(self, plugins: Sequence[Plugin], group: int = 0) -> None:
@@ -37,15 +38,15 @@ class Notices(Callback):
 
     @property
     def state_key(self) -> str:
-        """The key in checkpoints."""
+        """The key of the plugins' states in checkpoints."""
         return f"{_KEY}{self._group}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the plugins' states by name, sharded tensors made whole: one rank's part would be saved alone."""
+        """Return the plugins' states by name, with sharded tensors gathered, since only one rank's state is saved."""
         return {plugin.name: whole(state) for plugin in self._plugins if (state := plugin.state_dict())}
 
     def _find_states(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Give the plugins their states, in whichever group they are kept."""
+        """Load the plugins' states from a checkpoint, whichever group they were saved in."""
         groups = [kept for key, kept in checkpoint["callbacks"].items() if key.startswith(_KEY)]
         for plugin in self._plugins:
             for kept in groups:
@@ -62,7 +63,7 @@ def _all(calls: list[Callable[..., Any]]) -> Callable[..., None]:
 
 
 def as_callbacks(listed: Sequence[Callback]) -> list[Callback]:
-    """Return the Trainer's callbacks for a recipe's list: neighbouring plugins as one, plain callbacks as they are."""
+    """Return the Trainer's callbacks for a recipe's list: one per group of neighbouring plugins, others as they are."""
     callbacks: list[Callback] = []
     group: list[Plugin] = []
     groups = 0

@@ -1,4 +1,4 @@
-"""The objective: the network, its loss J, and the plugins that add to it."""
+"""``Objective``: the network, its loss J, and the plugins that add terms to it."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 
 
 class Objective(pl.LightningModule):
-    r"""The network with J and the plugins: all that evaluating :math:`\tilde J` needs, without the training loop.
+    r"""The network, its loss J and the plugins: what is needed to evaluate :math:`\tilde J`, without the training loop.
 
-    The parts of a step get this, so that none of them depends on the others or on Lightning's hooks, which are in
-    :class:`framework.Core`.
+    The objects that make a step receive this class, so they depend neither on one another nor on Lightning's hooks,
+    which are in :class:`framework.Core`.
 
     Args:
         model: the network; its ``forward`` takes a batch's input.
-        loss: ``loss(prediction, target)``, a mean over samples; None where a subclass computes its own.
+        loss: ``loss(prediction, target)``, a mean over samples; None if a subclass computes its own.
         plugins: plugins in recipe order.
         data: the recipe's data.
         seed: the run's seed, which keys every draw.
         compile: compile the network with ``torch.compile``; a mapping gives its options.
 
     Attributes:
-        model: the network as the plugins prepared it.
+        model: the network, as ``prepare_model`` of the plugins returned it.
         answers: the plugins by hook point.
         edits: saves weights before they are edited, and restores them.
-        at: the step at hand.
-        observers: the layers whose outputs plugins see.
+        at: the current step.
+        observers: the forward hooks by which plugins read and change the outputs of layers.
 
     Raises:
-        UserError: where relations between plugins are broken.
+        UserError: if a relation between plugins is violated.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Objective(pl.LightningModule):
         object.__setattr__(self, "_network", self.model)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning sets this name some 44 times a step; nn.Module's own __setattr__ made it 15 to 20 % of a small step
+        # Lightning sets this name some 44 times a step, which took 15 to 20 % of a small step in nn.Module.__setattr__
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -97,18 +97,21 @@ class Objective(pl.LightningModule):
         return network(x)
 
     def compute_loss(self, batch: Any) -> Outcome:
-        """Return J of one batch, in training, validation and test alike; the method to override.
+        """Compute J of one batch in training, validation and test; override it for another kind of objective.
 
         Args:
-            batch: as collated, after the plugins' ``transform_batch``; under mixing its target is a
-                :class:`framework.MixedTarget`, which :meth:`data_loss` understands.
+            batch: the collated batch, in training after the plugins' ``transform_batch``; a plugin may have made its
+                target a :class:`framework.MixedTarget`, which :meth:`data_loss` accepts.
+
+        Returns:
+            The outcome, or J alone as a scalar tensor.
         """
         prediction = self(input_of(batch))
         target = target_of(batch)
         return Outcome(self.data_loss(prediction, target), prediction, clean_target(target))
 
     def data_loss(self, prediction: Any, target: Any) -> Tensor:
-        """Return the recipe's loss; of a mixed target the weighted mean of the losses of its pairs."""
+        """Compute the recipe's loss; for a mixed target, the weighted mean of the losses of its pairs."""
         if self.loss is None:
             raise UserError(
                 f"{type(self).__name__} has no loss: give Recipe(loss=...), or override compute_loss in a subclass"
@@ -118,34 +121,37 @@ class Objective(pl.LightningModule):
     def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
         """Shard the parameters across the ranks of a mesh, in place; called under ``strategy="fsdp2"``.
 
-        By default the network is one unit: its parameters are gathered at once for forward and again for backward,
-        while gradients, the optimizer's state and what plugins keep stay sharded. To gather less at a time override
-        it: ``fully_shard`` each block first, then the network.
+        By default the network is one unit: all parameters are gathered at once for forward and again for backward,
+        while gradients, the optimizer's state and the plugins' tensors stay sharded. Override this method to gather
+        less at a time: ``fully_shard`` each block first, then the network.
 
         Args:
             model: the network.
-            mesh: the ranks.
+            mesh: the ranks to shard across.
         """
         from torch.distributed.fsdp import fully_shard
 
-        # gathered parameters that stayed after an evaluation would hide later changes of the weights
+        # parameters that stay gathered after an evaluation would hide later changes of the weights
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
     def count(self, batch: Any) -> int | Tensor:
-        """Return how many equal parts J is a mean over in this batch; by default its samples."""
+        """Return the number of elements that J averages over in this batch, by default its samples."""
         return size_of(batch)
 
     # ---- plugins -----------------------------------------------------------------------------------------------------
 
     def observe(self, plugin: Plugin, patterns: Patterns) -> dict[str, nn.Module]:
-        """Register a plugin's ``transform_activation`` at the layers that match; to be called in its ``attach``.
+        """Register a plugin's ``transform_activation`` at the layers that match; called by the plugin's ``attach``.
 
         Args:
             plugin: the plugin.
-            patterns: over qualified names or class names of layers.
+            patterns: patterns of qualified names or class names of layers.
+
+        Returns:
+            The layers by name.
 
         Raises:
-            UserError: where a pattern matches nothing.
+            UserError: if a pattern matches no layer.
         """
         return self.observers.watch(plugin, patterns)
 
@@ -160,32 +166,32 @@ class Objective(pl.LightningModule):
             object.__setattr__(self, "_network", torch.compile(self.model, **options))
 
     def setup(self, stage: str) -> None:
-        """Attach the plugins, before weights and states are restored."""
+        """Attach the plugins, before weights and states are restored from a checkpoint."""
         self.attach_plugins()
 
     def configure_model(self) -> None:
-        """Shard the parameters across ranks where the strategy asks for it, and attach the plugins to the shards."""
+        """Shard the parameters across ranks if the strategy does so, and attach the plugins to the shards."""
         mesh = data_mesh(self.trainer, self.plugins)
         if mesh is None or any(is_sharded(parameter) for parameter in self.model.parameters()):
             return
         self.shard(self.model, mesh)
-        self._attached = False  # the parameters that plugins found before are no longer the network's
+        self._attached = False  # plugins may hold the parameters from before sharding
         self.attach_plugins()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer's parameter groups as the plugins make them, ``"params"`` as pairs with names.
+        """Return the parameter groups after ``group_parameters``; ``"params"`` are ``(name, parameter)`` pairs.
 
         Raises:
-            UserError: where nothing is to be trained, or a trainable parameter is not part of the network.
+            UserError: if no parameter is trainable, or a trainable parameter is not part of the network.
         """
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         if not named:
-            raise UserError(f"{type(self.model).__name__} has no parameter that requires a gradient: nothing to train")
+            raise UserError(f"{type(self.model).__name__} has no parameter to train; call requires_grad_() on some")
         inside = set(self.model.parameters())
         beside = [name for name, p in self.named_parameters() if p.requires_grad and p not in inside]
         if beside:
             raise UserError(
-                f"{type(self).__name__}: {', '.join(beside)} would never be trained, not being part of the network;"
+                f"{type(self).__name__}: {', '.join(beside)} would never be trained, since it is not in the network;"
                 " make it part of Recipe(model=...), or freeze it by requires_grad_(False)"
             )
         groups: list[dict[str, Any]] = self.answers.fold("group_parameters", [{"params": named}])
@@ -204,13 +210,13 @@ class Objective(pl.LightningModule):
         return [(plugin.name, plugin.transform_sample) for plugin in self.answers.of("transform_sample")]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch or a window; on the CPU there is nothing to move, and looking for tensors costs time."""
+        """Move a batch or a window to a device; on the CPU it is returned as it is, to save the search for tensors."""
         if device.type == "cpu":
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def training_batches(self, limit: int) -> Iterator[Any]:
-        """Yield up to ``limit`` training batches on the device, the same on every rank, apart from training."""
+        """Yield up to ``limit`` training batches on the device, the same on every rank; training is unaffected."""
         data = dataclasses.replace(self._data, workers=0)
         windows = data.train_loader(seed=self.seed, transforms=self._sample_transforms)
         windows.set_epoch(self.at.epoch)
@@ -222,10 +228,10 @@ class Objective(pl.LightningModule):
 
     @torch.no_grad()
     def training_loss(self) -> float:
-        """Return J over the training part with the weights to evaluate; every rank computes it for itself.
+        """Compute J over the training part at the evaluation weights; every rank computes the whole mean.
 
-        In evaluation mode and without transforms, unlike ``train/loss``, which is a mean over steps whose weights
-        differ. To be called after training ended.
+        In evaluation mode and without transforms, unlike ``train/loss``, which is a mean over steps with different
+        weights. Called after training ended.
         """
         trainer, device = self.trainer, self.trainer.strategy.root_device
         modes = [(layer, layer.training) for layer in self.modules()]
@@ -236,7 +242,7 @@ class Objective(pl.LightningModule):
                 for batch in self._data.eval_loader("train"):
                     batch = self.transfer_batch_to_device(trainer.precision_plugin.convert_input(batch), device, 0)
                     outcome: Any = self.compute_loss(batch)
-                    loss = getattr(outcome, "loss", outcome)  # a subclass may return J bare
+                    loss = getattr(outcome, "loss", outcome)  # a subclass may return J alone
                     if loss is not None:
                         count = float(self.count(batch))
                         total, size = total + float(loss) * count, size + count
@@ -248,7 +254,7 @@ class Objective(pl.LightningModule):
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """Hold the weights to evaluate in the network: the average, where a plugin keeps one."""
+        """Return a context in which the network holds the evaluation weights: an average, if a plugin keeps one."""
         self.enter_evaluation()
         try:
             yield
@@ -257,18 +263,18 @@ class Objective(pl.LightningModule):
 
     @property
     def evaluates_others(self) -> bool:
-        """Whether the network holds other weights than the raw ones at the moment."""
+        """Whether the network currently holds evaluation weights other than the raw weights."""
         return self._evaluating is not None
 
     def enter_evaluation(self) -> None:
-        """Put the weights to evaluate in: the raw ones, where no plugin has others."""
+        """Switch the network to the evaluation weights of a plugin; keep the raw weights if no plugin has others."""
         context = self.answers.sole("evaluation_weights", self)
         if context is not None and self._evaluating is None:
             context.__enter__()
             self._evaluating = context
 
     def leave_evaluation(self) -> None:
-        """Put the raw weights back; without effect where they are in."""
+        """Restore the raw weights; does nothing if the network holds them already."""
         context, self._evaluating = self._evaluating, None
         if context is not None:
             context.__exit__(None, None, None)

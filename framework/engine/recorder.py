@@ -18,11 +18,11 @@ from framework.errors import NonFiniteError, UserError
 from framework.plugin.step import Step
 
 _STAGES = ("train", "val", "test")
-_HELD = 1 << 20  # numbers of predictions held back before the training metrics see them
+_HELD = 1 << 20  # the training metrics are updated once this many predicted numbers are buffered
 
 
 class Entry(NamedTuple):
-    """The metrics of an epoch, or of a validation within it, by tag, and when it was: optimizer steps done."""
+    """Metrics by tag of an epoch or of a validation within it, with the number of optimizer steps done before it."""
 
     epoch: int
     step: int
@@ -30,24 +30,24 @@ class Entry(NamedTuple):
 
 
 class Recorder:
-    """Keeps running means on the device and hands them to the loggers every ``log_every_n_steps`` steps.
+    """Keeps running means on the device and passes them to the loggers every ``log_every_n_steps`` steps.
 
-    Lightning's ``self.log`` costs some 0.6 ms a call and is not used: what callbacks monitor is put where it puts it.
+    Lightning's ``self.log`` takes some 0.6 ms per call and is not used: metrics for callbacks are written to
+    ``trainer.callback_metrics`` directly.
 
-    In what is logged, J and the terms of micro-batches are means over the steps since the last entry, terms on weights
-    are values at its end, and the objective is their sum.
+    J and the terms of micro-batches are logged as means over the steps since the last log, terms on weights as their
+    current values, and the objective as the sum of all.
 
     Args:
-        objective: whose run it is.
+        objective: the objective of the run.
         metrics: torchmetrics by name.
-        monitor: tag of the metric by which an entry of the history is best.
-        mode: ``"min"`` or ``"max"``: which way it is better.
+        monitor: tag of the metric that determines the best entry of the history.
+        mode: ``"min"`` or ``"max"``: whether lower or higher values are better.
 
     Attributes:
-        latest: the last value of each tag that was logged or given to callbacks, for those who show it: reading one
-            costs no transfer from a device.
-        history: an entry for each validation, and one for each epoch that does not end with one. In a resumed run it
-            begins with the entries that the checkpoint kept, see :attr:`kept`.
+        latest: the last value of each tag, as a number: reading it needs no transfer from a device.
+        history: one entry per validation, and one per epoch that does not end with a validation. In a resumed run it
+            begins with the entries that the checkpoint holds, see :attr:`kept`.
     """
 
     def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
@@ -67,27 +67,27 @@ class Recorder:
     # ---- training ----------------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Find out how often to log; called once training starts."""
+        """Determine how often to log; called once training starts."""
         trainer = self._objective.trainer
-        # at least once an epoch: a short epoch would else leave no training curve
+        # at least once per epoch, or short epochs would have no training curve
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         self._log_every = int(min(every, trainer.num_training_batches)) if trainer.loggers else 0
         for metric in self._metrics["train"].values():
             metric.to(self._objective.device)
 
     def begin_epoch(self) -> None:
-        """Begin an epoch's means."""
+        """Reset the means of the epoch."""
         self.validated = False
         self._epoch = {}
 
     def begin_step(self, step: Step) -> None:
-        """Say whether the step's values go to the loggers."""
+        """Set ``step.logged``: whether the step's values go to the loggers."""
         step.logged = self._log_every > 0 and (step.index + 1) % self._log_every == 0
         if step.logged:
             step.records = {}
 
     def add(self, terms: Mapping[str, Tensor], size: float) -> None:
-        """Add J and the terms of one micro-batch, with the size that they count."""
+        """Add J and the terms of one micro-batch to the means, weighted by its size."""
         if self._objective.at.again:
             return
         if self._pending is not None:
@@ -98,9 +98,9 @@ class Recorder:
             meter.add(tag, term.detach(), size)
 
     def see(self, outcome: Outcome) -> None:
-        """Hold a micro-batch's predictions back for the training metrics.
+        """Buffer a micro-batch's predictions for the training metrics.
 
-        A torchmetrics update costs more than the step of a small network; many batches are shown to it at once.
+        A torchmetrics update takes longer than the step of a small network, so it is called for many batches at once.
         """
         if not self._metrics["train"] or outcome.prediction is None or self._objective.at.again:
             return
@@ -122,11 +122,11 @@ class Recorder:
             self._show()
 
     def hold(self) -> None:
-        """Keep what is added from here on apart, until it is known whether the step is to be left out."""
+        """Start to keep additions apart, until it is known whether the step is skipped."""
         self._pending = []
 
     def release(self, *, keep: bool) -> None:
-        """Take what was kept apart, or forget it."""
+        """Stop keeping additions apart, and record (``keep``) or discard them."""
         pending, self._pending = self._pending or [], None
         for entry in pending if keep else []:
             if isinstance(entry, Outcome):
@@ -142,7 +142,7 @@ class Recorder:
             self._held, self._held_numbers = [], 0
 
     def _read(self) -> dict[str, float]:
-        """Return the means since the last entry and add them to the epoch's."""
+        """Return the means since the last call and add them to those of the epoch."""
         means, weights = self._meters["train"].means(over_ranks=self._objective.at.world > 1)
         for tag, mean in means.items():
             total, weight = self._epoch.get(tag, (0.0, 0.0))
@@ -150,10 +150,10 @@ class Recorder:
         return means
 
     def write_step(self, step: Step, terms: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
-        """Log a step: means since the last entry, terms on weights, learning rates and what plugins recorded.
+        """Log a step: means since the last log, terms on weights, learning rates and the plugins' records.
 
         Args:
-            step: the step.
+            step: the current step.
             terms: values of the terms on weights by tag.
             rates: learning rates by tag.
         """
@@ -169,15 +169,15 @@ class Recorder:
         self.log({**read, **rates})
 
     def end_epoch(self) -> None:
-        """Give the epoch's means to callbacks, and metrics and the generalization gap to the loggers."""
+        """Publish the epoch's means and metrics to callbacks, and metrics and the generalization gap to the loggers."""
         self._read()
         step = self._objective.at
         if step.skipped and "loss" not in self._epoch:
             raise NonFiniteError(
-                f"epoch {step.epoch}: no step of it was finite, {step.skipped} are left out so far; lower the learning"
-                " rate, or look at the data"
+                f"epoch {step.epoch}: no step of it was finite, {step.skipped} were skipped so far; lower the learning"
+                " rate, or check the data"
             )
-        for tag, (total, _) in self._epoch.items():  # single steps on an accelerator are not looked at
+        for tag, (total, _) in self._epoch.items():  # on an accelerator, single steps are not checked
             if not math.isfinite(total):
                 raise NonFiniteError(f"epoch {step.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")
         self._show()
@@ -196,7 +196,7 @@ class Recorder:
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluate(self, stage: str, batch: object) -> None:
-        """Add one batch of validation or test."""
+        """Evaluate one batch of validation or test and add it to the means and metrics."""
         objective = self._objective
         outcome = Outcome.of(objective.compute_loss(batch), {"val": "validation"}.get(stage, stage))
         if outcome.loss is not None:
@@ -206,7 +206,7 @@ class Recorder:
                 metric.to(objective.device).update(outcome.prediction, outcome.target)
 
     def end_evaluation(self, stage: str) -> dict[str, float]:
-        """Return J and metrics of a stage by tag, reduced over ranks, and hand them on."""
+        """Reduce J and metrics of a stage over ranks, publish them to callbacks and loggers, and return them by tag."""
         trainer = self._objective.trainer
         means, _ = self._meters[stage].means(over_ranks=trainer.world_size > 1)
         metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
@@ -225,14 +225,16 @@ class Recorder:
                 value = metric.compute()
                 if not isinstance(value, Tensor) or value.numel() != 1:
                     shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    raise UserError(f"metric {name!r} gives shape {shape}, not one number; let it average over classes")
+                    raise UserError(
+                        f"metric {name!r} gives shape {shape}, not one number; make it average over classes"
+                    )
                 values[f"{stage}/{name}"] = float(value)
                 metric.reset()
         return values
 
     @property
     def best(self) -> Entry | None:
-        """The first best entry of the history by the monitored metric; None where that never was finite."""
+        """The first entry of the history with the best monitored metric; None if that was never finite."""
         known = [entry for entry in self.history if math.isfinite(entry.metrics.get(self._monitor, math.nan))]
         return self._choose(known, key=lambda entry: entry.metrics[self._monitor]) if known else None
 
@@ -240,12 +242,12 @@ class Recorder:
 
     @property
     def kept(self) -> list[Entry]:
-        """The entries that a checkpoint keeps: the best and the last, so that it does not grow with the run."""
+        """The entries that a checkpoint holds: the best and the last, so its size does not grow during a run."""
         chosen = [self.best, *self.history[-1:]]
         return [entry for entry in self.history if any(entry is one for one in chosen)]
 
     def state(self) -> dict[str, Any]:
-        """Return what this rank has gathered within the epoch, in plain data and tensors on the CPU."""
+        """Return the means and metrics of this rank in the current epoch, as plain data and tensors on the CPU."""
         metrics = self._metrics["train"]
         return {
             "validated": self.validated,
@@ -258,7 +260,7 @@ class Recorder:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take what :meth:`state` returned; once training starts."""
+        """Restore what :meth:`state` returned; called once training starts."""
         device = self._objective.device
         self.validated = state["validated"]
         self._epoch = {tag: (total, weight) for tag, (total, weight) in state["epoch"].items()}
@@ -269,27 +271,27 @@ class Recorder:
             if name in state["metrics"]:
                 restore_metric(metric, state["metrics"][name])
         self.latest = dict(state["latest"])
-        # callbacks and plateau schedules monitor what a validation before gave
+        # callbacks and plateau schedules may monitor a validation from before the checkpoint
         given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["given"].items()}
         self._objective.trainer.callback_metrics.update(given)
 
-    # ---- where it goes -----------------------------------------------------------------------------------------------
+    # ---- output ------------------------------------------------------------------------------------------------------
 
     def _give(self, metrics: Mapping[str, float]) -> None:
-        """Give metrics to callbacks that monitor them."""
+        """Write metrics to ``trainer.callback_metrics``, where callbacks monitor them."""
         device, known = self._objective.device, self._objective.trainer.callback_metrics
         known.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
         self.latest.update(metrics)
 
     def _remember(self, metrics: Mapping[str, float]) -> None:
-        """Add metrics to the history: to the last entry where no step was made since."""
+        """Add metrics to the history: to its last entry if no step was made since, else as a new entry."""
         step = self._objective.at.index
         if not self.history or self.history[-1].step != step:
             self.history.append(Entry(self._objective.at.epoch, step, {}))
         self.history[-1].metrics.update(metrics)
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Hand values to the loggers, at the number of optimizer steps done."""
+        """Pass values to the loggers, with the number of optimizer steps done as the step."""
         self.latest.update(values)
         if values:
             for logger in self._objective.trainer.loggers:

@@ -1,4 +1,4 @@
-"""The strategy ``fsdp2``, which shards the network's parameters across ranks, and what is refused under it."""
+"""The strategy ``fsdp2``, which shards the network's parameters across ranks, and checks of recipes that use it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's ``ModelParallelStrategy`` with the parameters sharded across all ranks, by the name ``"fsdp2"``.
+    """The strategy ``"fsdp2"``: Lightning's ``ModelParallelStrategy`` with the parameters sharded across all ranks.
 
-    Its checkpoints are single files that hold the whole network, as those of any other strategy: they can be evaluated
-    by one process.
+    Its checkpoints are single files with the whole network, as under other strategies, so one process can evaluate
+    them.
 
     Args:
         **options: further options of Lightning's class.
@@ -31,7 +31,7 @@ class FullySharded(ModelParallelStrategy):
         super().__init__(**{"tensor_parallel_size": 1, "save_distributed_checkpoint": False, **options})
 
     def setup_environment(self) -> None:
-        """Put every process into the data-parallel group."""
+        """Make the data-parallel group span all processes."""
         if self._data_parallel_size == "auto":
             self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
@@ -42,14 +42,14 @@ if "fsdp2" not in StrategyRegistry:
 
 
 def data_mesh(trainer: pl.Trainer, plugins: Sequence[Facts]) -> DeviceMesh | None:
-    """Return the ranks across which the run's strategy shards parameters, None where it does not.
+    """Return the mesh of ranks across which the strategy shards parameters, or None if it does not.
 
     Args:
         trainer: the run's Trainer.
         plugins: the run's plugins.
 
     Raises:
-        UserError: where something in the recipe would give a wrong result, naming it and what to do instead.
+        UserError: if the recipe would give a wrong result under sharding; the message says what to use instead.
     """
     if not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
@@ -57,35 +57,35 @@ def data_mesh(trainer: pl.Trainer, plugins: Sequence[Facts]) -> DeviceMesh | Non
     mesh: DeviceMesh = trainer.strategy.device_mesh
     if mesh["tensor_parallel"].size() > 1:
         raise UserError(
-            f"{who}: tensor_parallel_size={mesh['tensor_parallel'].size()} would give ranks of one network different"
-            " samples; use strategy='fsdp2', which shards the parameters across all ranks"
+            f"{who}: tensor_parallel_size={mesh['tensor_parallel'].size()} would feed ranks that share one network"
+            " different samples; use strategy='fsdp2', which shards the parameters across all ranks"
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise UserError(
-            f"{who}: under precision={trainer.precision!r} each rank would look for overflow in its own shards alone;"
+            f"{who}: under precision={trainer.precision!r} each rank would check only its own shards for overflow;"
             " use bf16-mixed or 32-true, or strategy='ddp'"
         )
     for plugin in plugins:
         if reason := plugin.limits().get("sharded"):
-            raise UserError(f"{who}: {plugin.describe()} cannot be right there: {reason}; use strategy='ddp'")
+            raise UserError(f"{who}: {plugin.describe()} would give wrong results: {reason}; use strategy='ddp'")
     return mesh["data_parallel"]
 
 
 def check_shards(trainer: pl.Trainer, model: nn.Module, who: str) -> None:
-    """Refuse weights that each rank would train for itself.
+    """Check that no trainable parameter is left unsharded, which each rank would train separately.
 
     Args:
         trainer: the run's Trainer.
         model: the network.
-        who: the class of the core, for the message.
+        who: the class of the core, which the error names.
 
     Raises:
-        UserError: where the strategy shards parameters and an override left some whole.
+        UserError: if the strategy shards parameters and an override left some unsharded.
     """
     if isinstance(trainer.strategy, ModelParallelStrategy):
         left = [name for name, p in model.named_parameters() if p.requires_grad and not is_sharded(p)]
         if left:
             raise UserError(
-                f"{who}: {some(left)} left whole, so that ranks would train each its own; end shard by fully_shard of"
-                " the whole network, and call super().configure_model() where that is overridden"
+                f"{who}: {some(left)} left unsharded, so each rank would train its own copy; end shard by fully_shard"
+                " of the whole network, and call super().configure_model() if you override it"
             )

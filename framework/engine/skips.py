@@ -1,4 +1,4 @@
-"""Optimizer steps that are skipped because a number in them is not finite."""
+"""Skipping of optimizer steps whose objective or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OnNonFinite = Literal["stop", "skip"]
 
 
 class Skips:
-    """Leaves a whole step out where its objective or its gradient is not finite, on all ranks alike, and counts it.
+    """Skips a whole step on all ranks if its objective or gradient is not finite on any, and counts it.
 
-    Of such a step nothing stays: weights, the optimizer's state, averages, schedules, running statistics, means and
-    metrics are as if it had not been. Each step then waits for the device once, to know.
+    A skipped step has no effect on weights, the optimizer's state, averages, schedules, running statistics, means and
+    metrics. To check, every step synchronizes with the device once.
 
     Args:
-        objective: whose steps they are; ``objective.at.skipped`` counts them.
-        recorder: holds back what a step adds until it is known to be finite.
+        objective: the objective; ``objective.at.skipped`` counts the skipped steps.
+        recorder: keeps the values of a step apart until the step is known to be finite.
     """
 
     def __init__(self, objective: Objective, recorder: Recorder) -> None:
@@ -38,54 +38,54 @@ class Skips:
         self._put_buffers_back: Callable[[], None] = _nothing
 
     def prepare(self, optimizer: Optimizer, needs_closure: bool) -> None:
-        """Refuse what steps cannot be left out of; once training starts.
+        """Check that steps of this run can be skipped; called once training starts.
 
         Args:
             optimizer: the run's optimizer.
             needs_closure: whether it evaluates the objective itself.
 
         Raises:
-            UserError: under an optimizer that moves weights before the step is known to be good, or sharded parameters.
+            UserError: if the optimizer changes weights while it evaluates the objective, or parameters are sharded.
         """
         if needs_closure:
             raise UserError(
-                f"on_nonfinite='skip': {type(optimizer).__name__} moves the weights while it evaluates the objective;"
+                f"on_nonfinite='skip': {type(optimizer).__name__} changes the weights while it evaluates the objective;"
                 " use 'stop'"
             )
         if any(is_sharded(parameter) for parameter in self._objective.model.parameters()):
             raise UserError(
-                "on_nonfinite='skip': where parameters are sharded across ranks, each sees a part of the gradient only;"
-                " use 'stop', or strategy='ddp'"
+                "on_nonfinite='skip': parameters are sharded across ranks, and each rank has only a slice of the"
+                " gradient; use 'stop', or strategy='ddp'"
             )
 
     def begin(self) -> None:
-        """Begin a step."""
+        """Start a step: save buffers, and keep recorded values apart."""
         self._why = None
         self._put_buffers_back = keep_buffers(self._objective.model)
         self._recorder.hold()
 
     @property
     def spoiled(self) -> bool:
-        """Whether this rank found the step not finite."""
+        """Whether this rank found a number in the step that is not finite."""
         return self._why is not None
 
     def spoil(self, why: Callable[[], str]) -> None:
-        """Note that the step is to be left out.
+        """Mark the step to be skipped.
 
         Args:
-            why: tells the reason in one line; asked for the first step left out alone, since it takes a forward.
+            why: returns the reason in one line; called only for the first skipped step, since it runs a forward pass.
         """
         if self._why is None:
             self._why = "" if self._objective.at.skipped else why()
 
     def leave_out(self, parameters: Sequence[Tensor] = ()) -> bool:
-        """Tell whether any rank found the step not finite; all ranks have to ask. Its traces are gone then.
+        """Return whether the step must be skipped, and if so undo its effects. A collective: every rank must call it.
 
         Args:
-            parameters: whose gradients are looked at, once they are complete.
+            parameters: parameters whose gradients to check, if these are complete.
 
         Raises:
-            NonFiniteError: where the weights themselves are not finite, so that no later step can be.
+            NonFiniteError: if a weight is not finite, so no later step can be finite either.
         """
         objective = self._objective
         self._look_at(parameters)
@@ -102,12 +102,12 @@ class Skips:
         name = finite_weights(objective.model)
         if name is not None:
             raise NonFiniteError(
-                f"step {objective.at.index}: {name!r} is not finite since an earlier update, and leaving out batches"
-                " does not mend it; go back to the last checkpoint, with a lower learning rate"
+                f"step {objective.at.index}: {name!r} is not finite since an earlier update, and skipping steps does"
+                " not repair it; resume from the last checkpoint, with a lower learning rate"
             )
         objective.at.skipped += 1
         if self._why:
-            warnings.warn(f"{self._why}; the step is left out, as further ones will be, counted alone", stacklevel=2)
+            warnings.warn(f"{self._why}; this step is skipped; further ones are skipped without warning", stacklevel=2)
         return True
 
     def _look_at(self, parameters: Sequence[Tensor]) -> None:
@@ -119,9 +119,9 @@ class Skips:
             self.spoil(lambda: f"step {self._objective.at.index}: {told}")
 
     def keep(self) -> None:
-        """End a step that is made."""
+        """Record the values of a step that is not skipped."""
         self._recorder.release(keep=True)
 
 
 def _nothing() -> None:
-    """Put nothing back."""
+    """Do nothing: there are no buffers to restore before the first step."""

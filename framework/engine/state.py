@@ -16,14 +16,14 @@ from framework.errors import UserError
 
 
 def state_of_run(objective: Objective, recorder: Recorder, samples_per_step: int | None) -> dict[str, Any]:
-    """Return what a checkpoint keeps of a run besides Lightning's entries; a collective: every rank must call.
+    """Return the framework's own entries of a checkpoint. A collective: every rank must call it.
 
     Its size does not depend on the length of the run.
 
     Args:
-        objective: whose run it is.
-        recorder: its metrics so far.
-        samples_per_step: samples of an optimizer step over all ranks, None where no training loader was made.
+        objective: the objective of the run.
+        recorder: the metrics so far.
+        samples_per_step: samples per optimizer step over all ranks, None if no training loader was made.
     """
     trainer = objective.trainer
     within: list[Any] = [recorder.state()]
@@ -41,13 +41,19 @@ def state_of_run(objective: Objective, recorder: Recorder, samples_per_step: int
 
 
 def restore_run(objective: Objective, recorder: Recorder, checkpoint: dict[str, Any]) -> tuple[list[Any], int | None]:
-    """Restore the metrics up to a checkpoint, and whether a plugin had ended the run.
+    """Restore step counters, metrics, and whether a plugin had stopped the run, from a checkpoint.
+
+    Args:
+        objective: the objective of the resumed run.
+        recorder: receives the history of metrics.
+        checkpoint: the content of the checkpoint; Lightning's progress in it may be changed.
 
     Returns:
-        What each rank had gathered within the epoch, and the samples of a step; nothing and None outside of ``fit``.
+        The recorder's state of each rank within the epoch, and the samples per optimizer step; an empty list and None
+        outside of ``fit``.
 
     Raises:
-        BadCheckpoint: where the checkpoint is none of a run, or of another format.
+        BadCheckpoint: if the checkpoint is not of this framework, or has another format.
     """
     check_format(checkpoint, "the checkpoint")
     kept, trainer = checkpoint["framework"], objective.trainer
@@ -57,7 +63,8 @@ def restore_run(objective: Objective, recorder: Recorder, checkpoint: dict[str, 
     step = objective.at
     step.skipped = kept["skipped"]
     step.index, step.epoch = checkpoint["global_step"], checkpoint["epoch"]
-    trainer.should_stop = kept["stopped"] == _stoppers(objective)  # with more patience the run may go on
+    # with other settings of the plugins that stopped it, such as more patience, the run continues
+    trainer.should_stop = kept["stopped"] == _stoppers(objective)
     go_on_within_epoch(trainer, checkpoint["loops"]["fit_loop"], step.index)
     return kept["within_epoch"], kept["samples_per_step"]
 
@@ -67,18 +74,18 @@ def _stoppers(objective: Objective) -> dict[str, Any]:
 
 
 def out_of_time(trainer: pl.Trainer) -> bool:
-    """Tell whether ``max_time`` is over."""
+    """Return whether the Trainer's ``max_time`` has elapsed."""
     timers = [one for one in trainer.callbacks if isinstance(one, Timer)]  # type: ignore[attr-defined]
     left = [timer.time_remaining() for timer in timers]
     return any(seconds is not None and seconds <= 0.0 for seconds in left)
 
 
 def go_on_within_epoch(trainer: pl.Trainer, loops: dict[str, Any], steps: int) -> None:
-    """Have an epoch that was cut short go on where there is more to come by now; for Lightning it is done.
+    """Let a run continue an epoch that was stopped before its end, which Lightning would count as completed.
 
     Args:
-        trainer: the Trainer as it is now.
-        loops: the state of Lightning's ``fit_loop``, which is changed.
+        trainer: the Trainer of the resumed run, whose limits may differ.
+        loops: the state of Lightning's ``fit_loop``, changed in place.
         steps: optimizer steps done.
     """
     epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
@@ -90,15 +97,15 @@ def go_on_within_epoch(trainer: pl.Trainer, loops: dict[str, Any], steps: int) -
             count["completed"] = count["processed"]
 
 
-# ---- the core's part of a checkpoint ---------------------------------------------------------------------------------
+# ---- the format of a checkpoint --------------------------------------------------------------------------------------
 
 FORMAT = 1
-# what the core writes under "framework" besides the format number, and reads
+# entries under "framework" that the core writes and reads, besides the format number
 OWN_ENTRIES = ("history", "within_epoch", "stopped", "skipped")
 
 
 class BadCheckpoint(UserError):
-    """A file is not a usable checkpoint; the message says why."""
+    """Raised for a file that is not a usable checkpoint; the message says why."""
 
 
 def check_format(content: Mapping[str, Any], path: str | Path) -> None:

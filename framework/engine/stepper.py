@@ -1,4 +1,4 @@
-"""The optimizer's own step, below what torch wraps around it."""
+"""The optimizer's step without the overhead of torch's wrapper."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from torch.optim import optimizer as hooks
 
 
 class Stepper:
-    """Makes an optimizer's steps, without torch's wrapper where nobody would notice.
+    """Calls an optimizer's ``step``, bypassing torch's wrapper if that makes no difference.
 
-    The wrapper names the step for a profiler and asks for hooks, at 25 microseconds a step. Where a profiler runs, or
-    there is a hook, and for the first step, which a schedule wants to see, the step is taken through it.
+    The wrapper labels the step for a profiler and calls hooks, which takes 25 microseconds per step. It is used if a
+    profiler or hooks are active, and for the first step, which schedules check for.
 
     Args:
-        optimizer: whose steps.
+        optimizer: the optimizer.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
         own = type(optimizer).step
-        self._put_in = vars(optimizer).get("step")  # a schedule puts one in, which notes the first step
+        self._put_in = vars(optimizer).get("step")  # a schedule replaces it by one that records the first step
         plain = self._put_in is None or hasattr(self._put_in, "_wrapped_by_lr_sched")
         wrapped = plain and getattr(own, "hooked", False)
         self._bare = own.__wrapped__ if wrapped else None  # type: ignore[attr-defined]
         self._first = True
 
     def __call__(self) -> None:
-        """Make one step."""
+        """Make one step of the optimizer."""
         one = self._optimizer
         if (
             self._bare is None

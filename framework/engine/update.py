@@ -24,23 +24,23 @@ from framework.settings import Positive, problem_of
 
 
 class Update:
-    """Makes one optimizer step of one window.
+    """Makes one optimizer step from one window.
 
-    Lightning's manual optimization leaves unscaling, clipping and schedulers to us; they are done here, in this order:
-    gradient, unscale, terms on weights, the plugins' transforms, clip, update, schedule.
+    Manual optimization in Lightning does not unscale, clip or step schedulers, so all of it is done here, in this
+    order: gradient, unscale, terms on weights, the plugins' transforms, clip, update, schedule.
 
     Args:
-        objective: whose weights are moved.
+        objective: the objective, whose weights are updated.
         gradient: computes the gradient of a window.
-        forward: evaluates without a trace, for second gradients.
-        skips: leaves steps out that are not finite; None where training is to end there.
+        forward: evaluates without side effects, for second gradients.
+        skips: skips steps that are not finite; None to raise an error instead.
         clip: ``(gradient_clip_val, gradient_clip_algorithm)`` of the Trainer's options.
 
     Attributes:
-        monitor: the metric that a plateau schedule watches.
+        monitor: tag of the metric that a plateau schedule monitors.
 
     Raises:
-        UserError: where clipping is misconfigured, or two plugins replace the step's gradient.
+        UserError: if clipping is misconfigured, or two plugins override ``second_gradient``.
     """
 
     def __init__(
@@ -58,17 +58,21 @@ class Update:
         if self._clip_algorithm not in ("norm", "value"):
             raise UserError(f"gradient_clip_algorithm={clip[1]!r}: must be 'norm' or 'value'")
         if clip[0] is not None and (problem := problem_of(Positive, clip[0])):
-            raise UserError(f"gradient_clip_val={clip[0]!r}: must be {problem}; leave it out to clip nothing")
+            raise UserError(f"gradient_clip_val={clip[0]!r}: must be {problem}; leave it out to disable clipping")
         self._second = self._answers.only("second_gradient")
 
     def prepare(self) -> Optimizer:
-        """Take the run's optimizer, scaler and schedulers; called once training starts."""
+        """Read optimizer, scaler and schedulers from the Trainer and return the optimizer; called once training starts.
+
+        Raises:
+            UserError: if the optimizer needs a closure under a GradScaler, or steps of the run cannot be skipped.
+        """
         trainer = self._objective.trainer
         self._optimizer: Optimizer = trainer.optimizers[0]
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         self._scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
         if self._scaler is not None and hasattr(self._optimizer, "_step_supports_amp_scaling"):
-            # asked to skip its first step itself, the fused kernel of SGD leaves its momentum uninitialized
+            # the fused kernel of SGD leaves its momentum uninitialized if the kernel itself skips the first step
             self._optimizer._step_supports_amp_scaling = False
         self._progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         self._schedules = trainer.lr_scheduler_configs
@@ -87,7 +91,7 @@ class Update:
         return self._optimizer
 
     def __call__(self, window: Window) -> None:
-        """Move the weights by one window."""
+        """Update the weights by the gradient of one window."""
         with without_autocast(self._objective):
             self._progress.increment_ready()
             moved = self._make_step_by_closure(window) if self._needs_closure else self._make_step(window)
@@ -113,7 +117,7 @@ class Update:
         return scaler.get_scale() >= before
 
     def _complete_gradient(self, window: Window) -> bool:
-        """Compute the whole gradient, terms on weights included; False where the step is to be left out."""
+        """Compute the whole gradient, including terms on weights; return False if the step must be skipped."""
         scaler, skips = self._scaler, self._skips
         if skips is not None:
             skips.begin()
@@ -129,7 +133,7 @@ class Update:
         if found:
             self._add_weight_gradients()
         if skips is not None:
-            # a scaler looks at gradients itself, and lowers its scale
+            # a scaler checks the gradients itself and lowers its scale
             if found and scaler is None and skips.leave_out(self._parameters):
                 return False
             skips.keep()
@@ -142,7 +146,9 @@ class Update:
             self.zero_gradients()
             total = self._gradient(window)
             if total is None:
-                raise UserError(f"step {step.index}: {type(self._optimizer).__name__} cannot leave a batch out")
+                raise UserError(
+                    f"step {step.index}: {type(self._optimizer).__name__} cannot skip a batch; return a loss, not None"
+                )
             if step.world > 1:
                 total = total.clone()
                 torch.distributed.all_reduce(total)
@@ -157,9 +163,9 @@ class Update:
         return True
 
     def _replace_gradient(self, answer: Callable[..., None], window: Window) -> None:
-        """Let a plugin replace the gradient by one evaluated at edited weights."""
+        """Call the plugin that replaces the gradient by one evaluated at edited weights."""
         if self._scaler is not None:
-            # the scaler unscales once a step, and that is for the second gradient: this one is unscaled here
+            # the scaler unscales only once per step, which the second gradient needs: the first is unscaled here
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             torch._foreach_mul_(gradients, 1.0 / self._scaler.get_scale())
             if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
@@ -171,7 +177,7 @@ class Update:
 
         Args:
             window: the step's window.
-            edit: edits weights in place, each saved first by ``step.edits.save``; undone on every way out.
+            edit: edits weights in place, saved first by ``step.edits.save``; undone at the end, also after an error.
         """
         with self._objective.edits.nested():
             with torch.no_grad():
@@ -181,7 +187,7 @@ class Update:
                 self._gradient(window)
 
     def zero_gradients(self) -> None:
-        """Drop the weights' gradients."""
+        """Set the weights' gradients to None."""
         for one in self._zeroing:
             _notify(one, "on_before_zero_grad", self._objective, self._optimizer)
         for parameter in self._parameters:
@@ -193,7 +199,7 @@ class Update:
                 self._answers.notify("weight_penalty_gradient", self._step)
 
     def _finish_gradients(self) -> None:
-        """Let plugins change the gradients, and clip them."""
+        """Apply the plugins' transforms to the complete gradients, then clip them."""
         if self._answers.of("transform_gradients"):
             with torch.no_grad():
                 self._answers.notify("transform_gradients", self._step)
@@ -221,7 +227,7 @@ class Update:
         return self._answers.sum("weight_penalty", self._step)
 
     def learning_rates(self) -> dict[str, float]:
-        """Return the learning rate of each parameter group by tag; groups of one rate share the tag ``lr``."""
+        """Return the learning rate of each parameter group by tag; the only tag is ``lr`` if all are equal."""
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         if len(set(rates)) == 1:
             return {"lr": rates[0]}
@@ -235,7 +241,7 @@ class Update:
                     config.scheduler.step()
 
     def end_epoch(self, validated: bool) -> None:
-        """Move schedulers that count epochs, and those that wait for a plateau where there was a validation."""
+        """Step schedulers that count epochs, and plateau schedulers if the epoch was validated."""
         self._step_schedulers("epoch")
         for config in self._schedules:
             if isinstance(config.scheduler, ReduceLROnPlateau) and validated:
@@ -248,7 +254,7 @@ class Update:
 
 
 def _known(metrics: Any) -> str:
-    return f"; logged are: {', '.join(sorted(metrics))}"
+    return f"; use one of: {', '.join(sorted(metrics))}"
 
 
 def _notify(one: Any, hook: str, module: pl.LightningModule, optimizer: Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""The contract between plugins and the core: ``Plugin``, and every value that its hook points are given."""
+"""The contract between plugins and the core: ``Plugin``, and the types of the arguments of its hook points."""
 
 from framework.plugin.finding import Finding, LintWarning
 from framework.plugin.host import Host

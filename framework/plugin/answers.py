@@ -1,4 +1,4 @@
-"""Combines what plugins answer at a hook point, by the rule of that hook point."""
+"""Calls the plugins at a hook point and combines what they return, by the rule of that hook point."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from framework.plugin.plugin import Plugin, overrides
 
 
 class Answers:
-    """The plugins that override each hook point, in recipe order, and one method for each rule of combining.
+    """The plugins that override each hook point, in recipe order, with one method per combining rule.
 
-    The lists are made once, so that a hook point that no plugin overrides costs nothing. The rule ``nest`` is
-    :class:`framework.plugin.edits.WeightEdits`, which undoes what ``notify`` of ``edit_weights`` did.
+    The lists are built once, so a hook point that no plugin overrides costs nothing. The rule ``nest`` is implemented
+    by :class:`framework.plugin.edits.WeightEdits`, which undoes what ``notify("edit_weights")`` did.
 
     Args:
         plugins: the run's plugins in recipe order.
@@ -27,50 +27,50 @@ class Answers:
         self._calls = {name: tuple(getattr(plugin, name) for plugin in found) for name, found in self._of.items()}
 
     def of(self, hook: str) -> list[Plugin]:
-        """Return the plugins that override ``hook``."""
+        """Return the plugins that override ``hook``, in recipe order."""
         return self._of[hook]
 
     def calls(self, hook: str) -> tuple[Callable[..., Any], ...]:
-        """Return the bound methods that answer at ``hook``."""
+        """Return the bound methods that override ``hook``, in recipe order."""
         return self._calls[hook]
 
     def notify(self, hook: str, *context: Any) -> None:
-        """Call every plugin, in order."""
+        """Call every plugin in order, ignoring what they return."""
         for call in self._calls[hook]:
             call(*context)
 
     def fold(self, hook: str, value: Any, *context: Any) -> Any:
-        """Return ``value`` after each plugin in turn has changed it."""
+        """Pass ``value`` through the plugins in order and return the result of the last one."""
         for call in self._calls[hook]:
             value = call(value, *context)
         return value
 
     def any(self, hook: str, *context: Any) -> bool:
-        """Return whether any plugin answers True; all are called, since they keep counts."""
+        """Return whether any plugin returns True; all are called, because they may count their calls."""
         answers = [call(*context) for call in self._calls[hook]]
         return any(answers)
 
     def collect(self, hook: str, *context: Any) -> list[Any]:
-        """Return all that the plugins yield, in order."""
+        """Return a list of everything the plugins yield, in order."""
         return [found for call in self._calls[hook] for found in call(*context)]
 
     def sum(self, hook: str, *context: Any) -> dict[str, Tensor]:
-        """Return the terms of all plugins by tag; their sum is the hook point's part of the objective."""
+        """Return the terms of all plugins by tag; the caller adds them to the objective."""
         terms: dict[str, Tensor] = {}
         for plugin, call in zip(self._of[hook], self._calls[hook], strict=True):
             terms.update(named_terms(plugin.name, call(*context)))
         return terms
 
     def sole(self, hook: str, *context: Any, rival: str | None = None) -> Any:
-        """Return the one answer that is neither None nor False, None where there is none.
+        """Call every plugin and return the only answer that is neither None nor False, or None if there is none.
 
         Args:
-            hook: the hook point.
-            *context: its arguments.
-            rival: who besides the plugins does the same, such as an option of the Trainer.
+            hook: name of the hook point.
+            *context: arguments of the hook point.
+            rival: description of something else that does the same, such as an option of the Trainer.
 
         Raises:
-            UserError: where two answer; the message names both.
+            UserError: if two answer; the message names both.
         """
         asked = zip(self._of[hook], self._calls[hook], strict=True)
         answers = {plugin.name: call(*context) for plugin, call in asked}
@@ -79,12 +79,12 @@ class Answers:
         return next(iter(given.values()), None)
 
     def only(self, hook: str) -> Callable[..., Any] | None:
-        """Return the bound method of the one plugin that overrides ``hook``, None where none does.
+        """Return the bound method of the only plugin that overrides ``hook``, or None if none does.
 
-        For a hook point of rule ``sole`` whose plugin answers by what it does, not by what it returns.
+        For a hook point of rule ``sole`` that acts through side effects and returns nothing.
 
         Raises:
-            UserError: where two override it; the message names both.
+            UserError: if two override it; the message names both.
         """
         _refuse_two(hook, [plugin.name for plugin in self._of[hook]], None)
         return next(iter(self._calls[hook]), None)
@@ -94,12 +94,12 @@ def _refuse_two(hook: str, names: Sequence[str], rival: str | None) -> None:
     answering = [*map(repr, names), *([rival] if rival is not None else [])]
     if names and len(answering) > 1:
         raise UserError(
-            f"{hook}: {' and '.join(answering)} both answer, and only one may; take one out (--without {names[-1]})"
+            f"{hook}: {' and '.join(answering)} both answer, but only one may; take one out (--without {names[-1]})"
         )
 
 
 def named_terms(name: str, answer: Tensor | Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return a plugin's answer as terms by tag: ``penalty/<plugin>`` or ``penalty/<plugin>/<term>``.
+    """Return what a plugin's penalty returned as terms by tag: ``penalty/<plugin>`` or ``penalty/<plugin>/<term>``.
 
     Example:
         >>> named_terms("norm_penalty", {"l1": 1.0, "l2": 2.0})

@@ -1,4 +1,4 @@
-"""Which plugin, at which hook point, raised an error: found in the error's traceback."""
+"""Finds the plugin and the hook point that raised an error, from the error's traceback."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ _NOTE = re.compile(r"^plugin '.*' \([\w.<>]+\) raised in \w+.*$", re.MULTILINE)
 def name_plugin(error: BaseException) -> str | None:
     """Return a line that names the plugin and hook point that raised an error, and add it to the error as a note.
 
-    The plugin is found in the traceback, so that calling plugins costs nothing extra. Code that a plugin makes the
-    network run does not count as the plugin's: an error of the network or the loss within a second evaluation names no
-    plugin.
+    The plugin is read from the traceback, so calling plugins has no overhead. An error that the network or the loss
+    raises during a second evaluation is not attributed to the plugin that requested the evaluation.
 
     Returns:
-        The line, None if no plugin raised the error.
+        The line, or None if no plugin raised the error.
 
     Example:
         >>> class Halve(Plugin):
@@ -49,16 +48,16 @@ def name_plugin(error: BaseException) -> str | None:
 
 
 def note_of(error: BaseException) -> str | None:
-    """Return the line of :func:`name_plugin` that an error already carries, None if it carries none.
+    """Return the line that :func:`name_plugin` added to an error earlier, or None.
 
-    The line stands in the error's notes, or in the text of an error from a loader's worker process.
+    The line is in the error's notes, or in the text of an error that comes from a loader's worker process.
     """
     found = _NOTE.search("\n".join([*getattr(error, "__notes__", ()), str(error)]))
     return found[0] if found else None
 
 
 def plugins_trace(trace: TracebackType | None) -> TracebackType | None:
-    """Return the traceback from the plugin's frame on, None if no plugin raised the error."""
+    """Return the traceback from the plugin's frame on, or None if no plugin raised the error."""
     found = None
     while trace is not None:
         frame = trace.tb_frame

@@ -1,4 +1,4 @@
-"""Edits of weights that are always undone."""
+"""Temporary in-place edits of weights, undone bit for bit."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from framework.ops.shards import copy_into
 class WeightEdits:
     """Saves weights before they are edited in place and copies them back, bit for bit.
 
-    Restoring by copy, not by subtraction: adding and subtracting drifts by rounding and lets ranks diverge. A weight
-    edited by several plugins, or tied in several places, is saved once. The copies are kept for the next step, so a
-    run holds at most one copy of the weights that are edited (one more for each level of nesting).
+    Weights are restored by copy because adding and subtracting an edit accumulates rounding errors and lets ranks
+    diverge. A weight that several plugins edit, or that is tied, is saved once. The memory of the copies is reused in
+    the next step, so a run holds at most one copy of the edited weights (one more per level of nesting).
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class WeightEdits:
         self._levels: list[dict[Tensor, Tensor]] = [{}]
 
     def save(self, weights: Iterable[Tensor]) -> list[Tensor]:
-        """Save weights that are about to be edited and return them, to be changed in place under ``no_grad``.
+        """Save weights before an edit and return them, to be changed in place under ``no_grad``.
 
         Args:
-            weights: parameters or buffers of the model.
+            weights: parameters or buffers of the model; repeated ones are saved and returned once.
 
         Example:
             >>> edits, w = WeightEdits(), torch.ones(2)
@@ -46,18 +46,18 @@ class WeightEdits:
         return weights
 
     def _room_for(self, weights: list[Tensor]) -> list[Tensor]:
-        """Return a tensor like each weight, where there is one the one of the steps before."""
+        """Return a tensor like each weight, reused from an earlier step where possible."""
         copies = self._copies[len(self._levels) - 1]
         kept = [copies.get(weight) for weight in weights]
         for place, (weight, copy) in enumerate(zip(weights, kept, strict=True)):
             if copy is None or copy.dtype != weight.dtype or copy.device != weight.device:
-                # Lightning evaluates in inference mode, whose tensors could not be written over outside of it
+                # Lightning evaluates in inference mode, and tensors created there cannot be written outside of it
                 with torch.inference_mode(False):
                     kept[place] = copies[weight] = torch.empty_like(weight, requires_grad=False)
         return cast(list[Tensor], kept)
 
     def undo(self) -> None:
-        """Put back every weight saved at this level; without open edits it does nothing."""
+        """Restore every weight saved at the current level of nesting; does nothing if none is."""
         saved = self._levels[-1]
         if saved:
             copy_into(list(saved), list(saved.values()))
@@ -65,10 +65,10 @@ class WeightEdits:
 
     @contextmanager
     def nested(self, *, rare: bool = False) -> Iterator[None]:
-        """Open a level of edits inside those in force: undone by itself, to the weights as they are now.
+        """Return a context whose edits are undone on exit, back to the weights at entry; edits made before stay.
 
         Args:
-            rare: give the memory of its copies back, since no step needs it.
+            rare: free the memory of the copies on exit, for a context that is not entered in every step.
         """
         self._levels.append({})
         if len(self._copies) < len(self._levels):
@@ -82,10 +82,10 @@ class WeightEdits:
                 self._copies[len(self._levels)].clear()
 
     def before(self, weight: Tensor) -> Tensor | None:
-        """Return the copy of a weight as it was before any edit in force, None where it is not edited."""
+        """Return the copy of a weight from before all current edits, or None if it is not edited."""
         return next((level[weight] for level in self._levels if weight in level), None)
 
     @property
     def open(self) -> bool:
-        """Whether an edit is in force."""
+        """Whether any weight is edited at the moment."""
         return any(self._levels)

@@ -1,4 +1,4 @@
-"""What a plugin says about itself: its settings, its relations to other plugins, and facts for others to read."""
+"""What a plugin declares: its settings, its relations to other plugins, and facts that other plugins and lint read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Terms = Mapping[str, Tensor]
 @dataclass_transform(eq_default=False, field_specifiers=(dataclasses.field,))
 @dataclasses.dataclass(eq=False)
 class Facts(Callback):
-    """The base class of :class:`framework.Plugin` without its hook points; see there.
+    """The declarations of a plugin: :class:`framework.Plugin`, which documents them, without its hook points.
 
-    Values that hook points are given, such as the step, refer to plugins by this class: they need to know no more.
+    The types that hook points receive, such as the step, refer to plugins by this class, which avoids an import cycle.
 
     Args:
         name: the plugin's name in logs, ``--set`` and checkpoints; by default its class name in snake case.
 
     Raises:
-        UserError: where a setting is of the wrong type or out of bounds.
+        UserError: if a setting is of the wrong type or out of bounds.
     """
 
     name: str = dataclasses.field(default="", kw_only=True)
@@ -52,19 +52,19 @@ class Facts(Callback):
             self.name = snake_case(type(self).__name__)
         check_settings(self)
         self.check()
-        self.declared_ = self.settings()  # what the recipe said, whatever a schedule moves later
+        self.declared_ = self.settings()  # as the recipe set them: a schedule may change the attributes later
 
     def check(self) -> None:
-        """Check settings that only make sense together; raise :class:`framework.UserError` where they do not."""
+        """Check settings that depend on one another; raise :class:`framework.UserError` if they do not fit together."""
 
     @property
     def moves(self) -> Collection[str]:
-        """Settings of other plugins that this one moves during a run, as ``"<plugin>.<setting>"``."""
+        """Settings of other plugins that this one changes during a run, as ``"<plugin>.<setting>"``."""
         return ()
 
     @property
     def needs_until(self) -> float:
-        """The share of the run, 0 to 1, that it must reach for the plugin to have what it is for."""
+        """The fraction of the run, 0 to 1, that must be completed for the plugin to have its effect."""
         return 0.0
 
     @property
@@ -73,18 +73,18 @@ class Facts(Callback):
         return self.name
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings as plain data, as ``run.json`` keeps them."""
+        """Return the settings as plain data, as stored in ``run.json``."""
         return settings_of(self)
 
     def limits(self) -> Mapping[str, str]:
-        """Return what cannot hold with these settings, a reason by name of a check of :mod:`framework.testing`.
+        """Return which checks of :mod:`framework.testing` cannot pass with these settings: a reason by name of check.
 
-        A reason for ``"sharded"`` refuses the run before training where ranks share the parameters out.
+        A reason for ``"sharded"`` also refuses a run whose parameters are sharded across ranks, before training.
         """
         return {}
 
     def describe(self) -> str:
-        """Return the plugin as the recipe would write it."""
+        """Return the plugin as it would be written in a recipe, without settings at their defaults."""
         shown = [f for f in dataclasses.fields(self) if f.name != "name"]
         values = [(f.name, getattr(self, f.name)) for f in shown if not is_default(f, getattr(self, f.name))]
         parts = [f"{name}={_in_words(value)}" for name, value in values]
@@ -92,7 +92,7 @@ class Facts(Callback):
 
 
 def _in_words(value: Any) -> str:
-    """Return functions and classes by name, whose ``repr`` tells an address, and everything else by its ``repr``."""
+    """Return functions and classes by name, since their ``repr`` holds an address, and other values by ``repr``."""
     if isinstance(value, list):
         return f"[{', '.join(map(_in_words, value))}]"
     return getattr(value, "__qualname__", None) or repr(value)

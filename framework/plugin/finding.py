@@ -1,4 +1,4 @@
-"""What lint finds: one thing that is wrong or odd about a recipe."""
+"""``Finding``: one error or warning of lint about a recipe."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal
 
 
 class LintWarning(UserWarning):
-    """Something odd about a recipe; ``warnings.simplefilter("ignore", LintWarning)`` silences it."""
+    """Warning about a recipe; ``warnings.simplefilter("ignore", LintWarning)`` silences it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong or odd about a recipe.
+    """One error or warning about a recipe, found before training.
 
     Args:
-        severity: ``"error"`` where the result would be wrong, which keeps the run from starting; ``"warning"`` where
-            it is merely odd.
-        about: the plugin's name, or the part of the recipe.
-        message: one line: what is the matter, and what to do.
+        severity: ``"error"`` if the result would be wrong: the run does not start; ``"warning"`` if the recipe is
+            valid but probably not what was meant.
+        about: name of the plugin, or of the part of the recipe, that the finding is about.
+        message: one line: the problem, and what to do.
 
     Example:
         >>> str(Finding("warning", "sam", "changes nothing with rho=0; take it out"))

@@ -1,4 +1,4 @@
-"""What a plugin may ask of the core: a protocol that :class:`framework.Core` fulfils."""
+"""The interface of the core for plugins: a protocol that :class:`framework.Core` implements."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from framework.plugin.step import Step
 
 
 class Again(Protocol):
-    """Evaluates a micro-batch a second time."""
+    """Evaluates a micro-batch a second time, without side effects."""
 
     def evaluate(self, batch: Any, *, full_precision: bool = False) -> Outcome:
-        """Return J of a micro-batch with a graph, with the draws of its own forward; for use within ``penalty``.
+        """Evaluate J of a micro-batch again, with a graph and the same random draws; for use within ``penalty``.
 
-        Buffers, logs and metrics stay as they were.
+        Buffers, logs and metrics are unaffected.
 
         Args:
             batch: the step's micro-batch (``step.batch``) with another input or target.
@@ -33,22 +33,22 @@ class Again(Protocol):
 
 
 class Answering(Protocol):
-    """Knows which plugins answer at which hook point."""
+    """Lists the plugins at each hook point."""
 
     def of(self, hook: str) -> Sequence[Any]:
-        """Return the plugins that answer at a hook point, in recipe order."""
+        """Return the plugins that override a hook point, in recipe order."""
 
 
 class Host(Protocol):
-    """The core as plugins see it: in ``attach``, ``evaluation_weights``, ``finish``, ``next_phase`` and ``lint``.
+    """The core as plugins receive it in ``attach``, ``lint``, ``evaluation_weights``, ``finish`` and ``next_phase``.
 
     Attributes:
-        model: the network, as the plugins prepared it.
-        loss: the recipe's loss, None where a subclass of the core computes its own.
+        model: the network, as ``prepare_model`` of the plugins returned it.
+        loss: the recipe's loss, None if a subclass of the core computes its own.
         data: the recipe's data.
-        at: the step at hand.
+        at: the current step.
         edits: saves weights before they are edited, and restores them.
-        accumulate: micro-batches of an optimizer step.
+        accumulate: number of micro-batches per optimizer step.
     """
 
     model: nn.Module
@@ -64,11 +64,11 @@ class Host(Protocol):
 
     @property
     def answers(self) -> Answering:
-        """Which plugins answer at which hook point."""
+        """The plugins at each hook point."""
 
     @property
     def again(self) -> Again:
-        """Second evaluations of a micro-batch."""
+        """Evaluates a micro-batch a second time."""
 
     @property
     def device(self) -> torch.device:
@@ -82,22 +82,22 @@ class Host(Protocol):
         """Return the network's output for a batch's input."""
 
     def observe(self, plugin: Any, patterns: Patterns) -> dict[str, nn.Module]:
-        """Register a plugin's ``transform_activation`` at the layers that match, and return these by name."""
+        """Register a plugin's ``transform_activation`` at the layers that match, and return these layers by name."""
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer's parameter groups as the plugins make them, ``"params"`` as pairs with names."""
+        """Return the parameter groups after ``group_parameters``; ``"params"`` are ``(name, parameter)`` pairs."""
 
     def evaluation(self) -> AbstractContextManager[None]:
-        """Return a context in which the network holds the weights to evaluate."""
+        """Return a context in which the network holds the evaluation weights: an average, if a plugin keeps one."""
 
     def training_batches(self, limit: int) -> Iterator[Any]:
-        """Yield up to ``limit`` training batches on the device, the same on every rank, apart from training."""
+        """Yield up to ``limit`` training batches on the device, the same on every rank; training is unaffected."""
 
     def training_loss(self) -> float:
-        """Return J over the training part with the weights to evaluate, in evaluation mode."""
+        """Return J over the training part at the evaluation weights, in evaluation mode."""
 
     def compute_loss(self, batch: Any) -> Outcome | Tensor:
-        """Return J of one batch."""
+        """Compute J of one batch."""
 
     def count(self, batch: Any) -> int | Tensor:
-        """Return how many equal parts J is a mean over in this batch."""
+        """Return the number of elements that J averages over in this batch, by default its samples."""

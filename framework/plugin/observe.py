@@ -1,4 +1,4 @@
-"""Layers whose outputs plugins see and change."""
+"""Forward hooks by which plugins read and change the outputs of layers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from framework.plugin.step import Step
 
 
 class Observers:
-    """One forward hook a layer that folds the plugins' ``transform_activation`` in the order of the recipe.
+    """One forward hook per layer that calls the plugins' ``transform_activation`` in order of registration.
 
     The hooks are registered before compile: one registered after the first compiled call never fires.
 
     Args:
         model: the network.
-        step: the step at hand, handed on to the plugins.
+        step: the current step, passed to the plugins.
     """
 
     def __init__(self, model: nn.Module, step: Step) -> None:
@@ -30,7 +30,7 @@ class Observers:
         self._watchers: dict[str, list[Plugin]] = {}
 
     def watch(self, plugin: Plugin, patterns: Patterns) -> dict[str, nn.Module]:
-        """Let a plugin see the outputs of the layers that match and return these layers by name."""
+        """Register a plugin at the layers that match, and return these layers by name."""
         layers = select_layers(self._model, patterns, who=plugin.describe())
         for name, layer in layers.items():
             if name not in self._watchers:
@@ -41,12 +41,12 @@ class Observers:
         return layers
 
     def of(self, layer: str) -> list[Plugin]:
-        """Return the plugins that see a layer's output, in the order in which they do."""
+        """Return the plugins registered at a layer, in the order in which they are called."""
         return self._watchers.get(layer, [])
 
 
 class _Hook:
-    """A layer's forward hook; in a copy of the layer nobody watches."""
+    """A layer's forward hook; in a copy of the layer it does nothing."""
 
     def __init__(self, observers: Observers, layer: str, watchers: list[Plugin], step: Step) -> None:
         self._observers, self._layer, self._watchers, self._step = observers, layer, watchers, step
@@ -63,8 +63,8 @@ class _Hook:
         if isinstance(output, tuple) and isinstance(output[0], Tensor):
             return (self._fold(output[0]), *output[1:])
         raise UserError(
-            f"layer {self._layer!r} returns a {type(output).__name__}, in which no plugin can see an activation; choose"
-            " a layer that returns a tensor, or a tuple that begins with one"
+            f"layer {self._layer!r} returns a {type(output).__name__}, in which plugins cannot find the activation;"
+            " choose a layer that returns a tensor, or a tuple that begins with one"
         )
 
     def _fold(self, x: Tensor) -> Tensor:
@@ -81,4 +81,4 @@ def _nobody() -> Any:
 
 
 def _pass(module: nn.Module, args: Any, output: Any) -> None:
-    """Leave a layer's output as it is."""
+    """Leave a layer's output unchanged."""

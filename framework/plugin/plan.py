@@ -1,4 +1,4 @@
-"""What is known of a run before training: its core, options, data, length, and what it will log."""
+"""``Plan``: what is known about a run before training, such as its data, its length and the tags it will log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from framework.plugin.host import Host
 
 
 class Plan:
-    """What is known of a run before training, for the hook point ``lint``.
+    """What is known about a run before training: the argument of the hook point ``lint``.
 
     Args:
         core: the core, plugins attached; ``core.plugins`` are the plugins in recipe order.
@@ -24,7 +24,7 @@ class Plan:
         data: the recipe's data.
         monitor: tag of the metric by which the best checkpoint is chosen.
         metrics: names of the recipe's metrics.
-        open_tags: whether a core or a callback of the user's may log further tags, which nobody can know in advance.
+        open_tags: whether a core or a callback of the user's may log further tags, not known in advance.
 
     Attributes:
         core, options, data, monitor, metrics, open_tags: as given.
@@ -49,15 +49,15 @@ class Plan:
 
     @functools.cached_property
     def decays(self) -> dict[Tensor, float]:
-        """The ``weight_decay`` of each parameter, as the plugins group them; 0 where a group says nothing."""
+        """The ``weight_decay`` of each parameter, from the plugins' parameter groups; 0 if a group has none."""
         groups = self.core.parameter_groups()
         return {parameter: group.get("weight_decay", 0.0) for group in groups for _, parameter in group["params"]}
 
     @functools.cached_property
     def epochs(self) -> float:
-        """Epochs of the run by ``max_epochs`` and, on one device, ``max_steps``; infinity where neither ends it."""
+        """Epochs of the run by ``max_epochs`` and, on one device, ``max_steps``; infinity if neither limits it."""
         epochs, steps = self.options.get("max_epochs"), self.options.get("max_steps") or -1
-        if epochs is None and steps < 0:  # Lightning's own end, unless it is to be a time
+        if epochs is None and steps < 0:  # Lightning's default, unless the run is limited by time
             epochs = 1000 if self.options.get("max_time") is None else -1
         ends = [float(epochs)] if epochs is not None and epochs >= 0 else []
         if steps >= 0:
@@ -73,7 +73,7 @@ class Plan:
 
     @functools.cached_property
     def validations(self) -> float:
-        """Validations of the run; infinity where it has no end."""
+        """Number of validations in the run; infinity if the run has no limit."""
         if self.data.val is None or self.options.get("limit_val_batches") == 0:
             return 0
         every = self.options.get("check_val_every_n_epoch", 1) or 1
@@ -81,11 +81,11 @@ class Plan:
         return self.epochs / every / (within if isinstance(within, float) else within / self._steps_an_epoch)
 
     def why_never_logged(self, tag: str, *stages: str) -> str | None:
-        """Return why nothing will ever be logged under a tag that somebody monitors; None where something may be.
+        """Return the reason why a monitored tag will never be logged, or None if it may be.
 
         Args:
-            tag: such as ``"val/loss"``.
-            *stages: first parts of the tags that can be monitored there: ``"val"``, ``"train"``, ``"gap"``.
+            tag: the monitored tag, such as ``"val/loss"``.
+            *stages: prefixes of the tags that can be monitored: ``"val"``, ``"train"``, ``"gap"``.
         """
         if self.validations == 0 and tag.startswith(("val/", "gap/")):
             return "the run has no validation; give Data(val=...), and leave limit_val_batches above 0"

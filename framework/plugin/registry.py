@@ -1,4 +1,4 @@
-"""Plugins that installed distributions make available by name."""
+"""Plugins that installed distributions register by name, as entry points."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ GROUP = "framework.plugins"
 
 @dataclasses.dataclass(frozen=True)
 class Registered:
-    """A plugin that a distribution makes available; nothing of it is imported before :meth:`load`.
+    """A plugin registered by a distribution; it is not imported before :meth:`load`.
 
     Args:
         name: the name for ``--with``.
-        target: where the class is, ``"package.module:Class"``.
+        target: location of the class, ``"package.module:Class"``.
         distribution: name and version of the distribution that registers it.
     """
 
@@ -33,26 +33,28 @@ class Registered:
         """Import and return the class.
 
         Raises:
-            UserError: naming plugin and distribution, where the class cannot be imported or is no plugin.
+            UserError: if the class cannot be imported or is no plugin; the message names plugin and distribution.
         """
         from framework.plugin.plugin import Plugin
 
         entry = metadata.EntryPoint(self.name, self.target, GROUP)
         try:
             kind = entry.load()
-        # whatever a third party's module raises: one broken distribution must not hide the others
+        # any exception: one broken distribution must not hide the others
         except Exception as error:
             raise UserError(
                 f"plugin {self.name!r} of {self.distribution} cannot be imported from {self.target}:"
                 f" {type(error).__name__}: {one_line(error)}"
             ) from error
         if not (isinstance(kind, type) and issubclass(kind, Plugin)):
-            raise UserError(f"plugin {self.name!r} of {self.distribution}: {self.target} is no framework.Plugin class")
+            raise UserError(
+                f"plugin {self.name!r} of {self.distribution}: {self.target} is not a subclass of framework.Plugin"
+            )
         return kind
 
 
 def registered() -> list[Registered]:
-    """Return every registered plugin by name; being here turns nothing on.
+    """Return all registered plugins, sorted by name; a registered plugin is only used if a recipe contains it.
 
     A distribution registers a plugin in its ``pyproject.toml``::
 
@@ -67,14 +69,15 @@ def registered() -> list[Registered]:
 
 
 def find_plugin(name: str, local: Mapping[str, type[Plugin]] | None = None) -> type[Plugin]:
-    """Return the plugin class of a name.
+    """Find a plugin class by name.
 
     Args:
-        name: as registered, or as in ``local``.
-        local: classes that come first, such as those of the recipe file.
+        name: the name in ``local`` or the registered name.
+        local: classes that take precedence, such as those of the recipe file.
 
     Raises:
-        UserError: where the name is unknown (with the name meant), registered twice, or its class is broken.
+        UserError: if the name is unknown (the message suggests a similar one) or registered twice, or if the class
+            cannot be loaded.
     """
     if local and name in local:
         return local[name]

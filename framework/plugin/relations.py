@@ -11,10 +11,13 @@ from framework.plugin.plugin import Plugin
 def check_relations(plugins: Sequence[Plugin]) -> None:
     """Check names, ``before``, ``after``, ``requires`` and ``conflicts`` of a recipe's plugins.
 
-    Recipe order is execution order: nothing is sorted, what stands wrong is told.
+    Recipe order is execution order: plugins are not sorted; a wrong order raises an error.
+
+    Args:
+        plugins: the plugins in recipe order.
 
     Raises:
-        UserError: naming both plugins, the reason, and what to do.
+        UserError: if two plugins share a name or a relation is violated; the message names both and what to do.
     """
     names = [plugin.name for plugin in plugins]
     for name in names:
@@ -40,7 +43,7 @@ def check_relations(plugins: Sequence[Plugin]) -> None:
 
 
 def relations_of(plugin: Plugin) -> Iterator[tuple[str, str, str]]:
-    """Yield a plugin's relations as ``(kind, other class, reason)``."""
+    """Yield the relations that a plugin declares as ``(kind, class name of the other plugin, reason)``."""
     for kind in ("before", "after", "requires", "conflicts"):
         for other, reason in getattr(plugin, kind).items():
             yield kind, other, reason

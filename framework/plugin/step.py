@@ -1,4 +1,4 @@
-"""The optimizer step at hand, as hook points receive it: counters, keyed random draws, logging."""
+"""``Step``: the current optimizer step as hook points receive it: counters, keyed random draws, logging."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from framework.plugin.facts import Facts
 
 
 class Step:
-    """The optimizer step at hand; one object, reused, moved on by the core.
+    """The current optimizer step; a single object that the core updates from step to step.
 
     Attributes:
-        index: optimizer steps begun before this one; skipped ones (GradScaler) count.
-        epoch: the epoch, from 0.
-        total: optimizer steps of the whole run, infinity where no end is set.
-        micro: which micro-batch of the step, from 0.
-        micros: how many micro-batches the step has on this rank.
+        index: index of the step, from 0: the number of steps begun before; those that a GradScaler skipped count.
+        epoch: index of the epoch, from 0.
+        total: optimizer steps of the whole run, infinity if no limit is set.
+        micro: index of the micro-batch within the step, from 0.
+        micros: number of micro-batches of the step on this rank.
         start: position of the micro-batch's first sample among all samples of the step, over ranks and micro-batches.
-        count: samples in the micro-batch.
-        samples: samples of the whole step, over ranks and micro-batches.
-        rank: this process among ``world`` processes.
+        count: number of samples in the micro-batch.
+        samples: number of samples of the whole step, over ranks and micro-batches.
+        rank: index of this process.
         world: number of processes.
-        logged: whether this step's values go to the logger; expensive values are worked out only then.
-        batch: the micro-batch at hand, after the plugins' transforms; None between micro-batches.
-        again: how many second evaluations enclose this one (see :mod:`framework.engine.forward`), 0 for the step's own
-            forward; nothing of a second evaluation is to be recorded.
-        edits: the service through which plugins edit weights.
-        optimizer: the run's optimizer.
+        logged: whether this step's values go to the logger; compute expensive values only then.
+        batch: the current micro-batch, after the plugins' transforms; None between micro-batches.
+        again: nesting depth of second evaluations (see :mod:`framework.engine.forward`), 0 in the step's own forward;
+            values of a second evaluation must not be recorded.
+        edits: saves weights before plugins edit them, and restores them.
+        optimizer: the run's optimizer, None before training starts.
         plugins: the recipe's plugins by name.
-        skipped: steps left out so far because they were not finite, see :mod:`framework.engine.skips`.
+        skipped: number of steps skipped so far because they were not finite, see :mod:`framework.engine.skips`.
     """
 
     def __init__(self, seed: int, edits: WeightEdits) -> None:
@@ -60,11 +60,11 @@ class Step:
         self.records: dict[str, Tensor | float] = {}
         self._streams: dict[str, Stream] = {}
         self.plugins: dict[str, Facts] = {}
-        self.token = register(self)  # by which compiled graphs find it
+        self.token = register(self)  # compiled graphs can hold this number, but not the object
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done, from 0 to 1; 0 where no end is set."""
+        """The completed fraction of the run, from 0 to 1; 0 if no limit is set."""
         return min(1.0, self.index / self.total) if math.isfinite(self.total) and self.total > 0 else 0.0
 
     def stream(self, who: str) -> Stream:
@@ -75,28 +75,28 @@ class Step:
         return stream
 
     def generator(self, plugin: Facts, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return the plugin's generator for draws that belong to the step: the same in every micro-batch and rank."""
+        """Return a plugin's random generator for draws per step: the same in every micro-batch and on every rank."""
         return self.stream(plugin.name).torch(self.index, device=device)
 
     def micro_generator(self, plugin: Facts, device: torch.device | str = "cpu") -> torch.Generator:
-        """Return the plugin's generator for draws that belong to one micro-batch of one rank."""
+        """Return a plugin's random generator for draws per micro-batch and rank."""
         return self.stream(plugin.name).torch(self.index, self.micro, self.rank, device=device)
 
     def normal(self, plugin: Facts, like: Tensor, who: str = "") -> Tensor:
-        r"""Return :math:`\mathcal N(0, 1)` noise shaped like ``like``, whose first dimension runs over samples.
+        r"""Draw :math:`\mathcal N(0, 1)` noise of the shape of ``like``, whose first dimension runs over samples.
 
-        The noise of a sample depends on its position in the step's whole batch, not on how that batch is split: k
-        micro-batches or ranks draw what one batch draws.
+        The noise of a sample depends on its position in the step's whole batch and not on how that batch is split: k
+        micro-batches or ranks draw the same numbers as one batch.
 
         Args:
-            plugin: whose draws they are.
+            plugin: the plugin that draws.
             like: tensor ``(samples, …)`` that gives shape, dtype and device.
-            who: tells several draws of one plugin in one step apart, such as a layer's name.
+            who: distinguishes several draws of one plugin in one step, such as a layer's name.
         """
         return self._draw("normal", plugin, like, who)
 
     def uniform(self, plugin: Facts, like: Tensor, who: str = "") -> Tensor:
-        """Return uniform draws from [0, 1) shaped like ``like``; see :meth:`normal`."""
+        """Draw uniform numbers from [0, 1) in the shape of ``like``; arguments as for :meth:`normal`."""
         return self._draw("uniform", plugin, like, who)
 
     def _draw(self, kind: Kind, plugin: Facts, like: Tensor, who: str) -> Tensor:
@@ -106,13 +106,13 @@ class Step:
         return self.rows(kind, plugin.name, like, who)
 
     def rows(self, kind: Kind, name: str, like: Tensor, who: str) -> Tensor:
-        """Return draws of a plugin by its name; :meth:`normal` and :meth:`uniform` are how plugins ask.
+        """Draw random numbers for a plugin given by name; plugins call :meth:`normal` or :meth:`uniform` instead.
 
         Args:
             kind: ``"normal"`` or ``"uniform"``.
             name: the plugin's name.
             like: tensor ``(samples, …)`` that gives shape, dtype and device.
-            who: tells several draws of one plugin in one step apart.
+            who: distinguishes several draws of one plugin in one step.
         """
         rows, size = like.shape[0], like.numel()
         width = size // max(rows, 1)
@@ -123,10 +123,10 @@ class Step:
             if like.device.type == "cpu" and start + size <= room:
                 drawn = stream.of_step(self.index, room=room, start=start, size=size, kind=kind, dtype=dtype)
                 return drawn.view(like.shape).to(like.dtype)
-        else:  # a first dimension that does not run over samples: draws of the micro-batch and rank
+        else:  # the first dimension does not run over samples: draw per micro-batch and rank
             start, where = 0, [self.index, width, self.micro + 1, self.rank]
         if like.device.type != "cpu":
-            # torch's generators have no places to begin at: the rows before are drawn as well, which costs a GPU little
+            # torch's generators cannot skip ahead: the rows before are drawn as well, which costs a GPU little
             make = torch.randn if kind == "normal" else torch.rand
             generator = stream.torch(*where, device=like.device)
             noise = make(start + size, generator=generator, device=like.device, dtype=dtype)[start:]
@@ -137,13 +137,16 @@ class Step:
         return noise.view(like.shape).to(like.dtype)
 
     def number(self, plugin: Facts, setting: str) -> float | Tensor:
-        """Return a plugin's setting for use in ``transform_activation``: in a compiled network a tensor of one element.
+        """Return a numeric setting for use in ``transform_activation``: inside a compiled network as a tensor.
 
-        There a number that a schedule moves, read directly, would have the network compiled again for each value.
+        Read directly, a setting that a schedule changes would make torch recompile the network for each value.
 
         Args:
-            plugin: whose setting.
-            setting: name of a number among its settings.
+            plugin: the plugin.
+            setting: name of a numeric setting of the plugin.
+
+        Returns:
+            The number, or a tensor of one element inside a compiled network.
         """
         if torch.compiler.is_compiling():
             traced: Tensor = number(self.token, plugin.name, setting)
@@ -152,11 +155,11 @@ class Step:
         return value
 
     def record(self, name: str, value: Tensor | float) -> None:
-        """Log a scalar with this step; worth calling only where :attr:`logged` is true.
+        """Log a scalar with this step; ignored unless :attr:`logged` is true, and in second evaluations.
 
         Args:
             name: the tag, such as ``"sparsity/relu1"``.
-            value: a number, or a tensor of one element, which is read only when the logger writes it.
+            value: a number, or a tensor of one element, which is read only when it is logged.
         """
         if self.logged and not self.again:
             self.records[name] = value

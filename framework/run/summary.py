@@ -56,7 +56,7 @@ def _size(run: Run) -> str:
     total, trained = parameter_counts(run.core.model)
     parts = [_count(run.steps, "step"), duration(run.seconds), _count(total, "parameter")]
     if run.skipped:
-        parts[0] += f" ({run.skipped:,} left out, not finite)"
+        parts[0] += f" ({run.skipped:,} skipped, not finite)"
     if trained != total:
         parts[-1] += f" ({trained:,} trained)"
     return "  " + ", ".join(parts) + (f"\n  {_path(run.folder)}" if run.folder is not None else "")

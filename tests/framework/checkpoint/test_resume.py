@@ -292,9 +292,9 @@ def test_steps_that_were_left_out_are_counted_on(make: Make, tmp_path: Path) -> 
     def run(logs: str, **more: Any) -> Run:
         return fit(make(Breaks()), logs=tmp_path / logs, on_nonfinite="skip", checkpoint_steps=4, **more)
 
-    with pytest.warns(UserWarning, match="the step is left out"):
+    with pytest.warns(UserWarning, match="this step is skipped"):
         assert run("a").skipped == 2
-    killed(lambda: [pytest.warns(UserWarning, match="left out").__enter__(), run("b")], Core, "training_step", 7)
+    killed(lambda: [pytest.warns(UserWarning, match="step is skipped").__enter__(), run("b")], Core, "training_step", 7)
     resumed = run("b", resume=True)  # the second one is counted alone, as it would have been
     assert resumed.skipped == 2
     assert_same(folder_in(tmp_path / "a"), folder_in(tmp_path / "b"))
@@ -720,7 +720,7 @@ def test_another_batch_size_is_refused_within_an_epoch(make: Make, tmp_path: Pat
     killed(lambda: fit(make(plugins=[]), logs=tmp_path, checkpoint_steps=2), Core, "training_step", 10)
     made = make(plugins=[])
     made.data.batch_size = 8
-    told = r"within an epoch of 16 samples a step, and this run takes 8: batch_size x accumulate_grad_batches x ranks"
+    told = r"within an epoch of 16 samples a step, but this run takes 8; to resume, keep batch_size x accumulate_grad"
     with pytest.raises(UserError, match=told):
         fit(made, logs=tmp_path, resume=True)
     assert fit(make(plugins=[]), logs=tmp_path, resume=True).status == "finished"

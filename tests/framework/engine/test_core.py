@@ -445,7 +445,7 @@ def test_a_second_fit_of_the_same_core_starts_afresh(core_of: CoreOf, train: Tra
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("optimizer_step", "optimizer_step would never be asked.*write a plugin with make_optimizer"),
+        ("optimizer_step", "optimizer_step is never called.*write a plugin with make_optimizer"),
         ("training_step", "training_step.*override compute_loss"),
     ],
 )

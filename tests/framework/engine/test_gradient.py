@@ -216,7 +216,7 @@ def test_a_batch_that_is_not_what_it_counts_is_reported(core_of: CoreOf, train: 
 
     cut = Data(data.train, batch_size=8, collate=packed)
     core = core_of(data=cut, model=nn.Linear(16, 10), accumulate=2)
-    with pytest.raises(UserError, match=r"micro-batches of 32 and 32 come of 16 samples.*override count"):
+    with pytest.raises(UserError, match=r"micro-batches of 32 and 32 are made of 16 samples.*override count"):
         train(core)
 
 

@@ -52,7 +52,7 @@ def test_a_poisoned_sample_is_named_with_the_first_layer_it_reaches(
     assert text.startswith(
         f"step {place // (16 * accumulate)}: the loss is nan: the input of training sample 77 is not"
     )
-    assert "and the first output that is not is that of layer '0' (Linear);" in text
+    assert "and the first output that is not finite is that of layer '0' (Linear);" in text
     assert core.at.index == place // (16 * accumulate), "no step was made since"
     assert text.endswith("(--on-nonfinite skip)")
 
@@ -112,7 +112,7 @@ def test_a_loss_that_spoils_finite_outputs_is_reported(core_of: CoreOf, train: T
     def loss(prediction: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(prediction, target) * math.inf
 
-    assert "every layer's output is finite, what the loss makes of the last one is not;" in told(
+    assert "the output of every layer is finite, but the loss computed from them is not;" in told(
         train, core_of(loss=loss)
     )
 
@@ -123,7 +123,7 @@ def test_draws_that_are_not_keyed_are_reported(core_of: CoreOf, train: Train) ->
             self.calls = getattr(self, "calls", 0) + 1
             return cross_entropy(self(batch[0]), batch[1]) * (math.nan if self.calls == 2 else 1.0)
 
-    assert "step 1: the loss is nan: evaluated a second time it is finite" in told(train, core_of(kind=Once))
+    assert "step 1: the loss is nan: a second evaluation is finite" in told(train, core_of(kind=Once))
 
 
 def test_a_network_that_raises_on_such_numbers_hides_nothing(core_of: CoreOf, train: Train, data: Data) -> None:
@@ -178,16 +178,16 @@ def test_a_term_is_named(core_of: CoreOf, train: Train) -> None:
 @pytest.mark.parametrize(
     ("where", "words"),
     [
-        ("batch", "the input is not finite as transform_batch of 'spoils' made it, and the first output that is not"),
+        ("batch", "the input is not finite after transform_batch of 'spoils', and the first output that is not"),
         (
             "activation",
-            "the first value that is not finite is the output of layer '1' (Tanh) as transform_activation of 'innocent'"
-            " and 'spoils' changed it;",
+            "the first value that is not finite is the output of layer '1' (Tanh) after transform_activation of"
+            " 'innocent' and 'spoils';",
         ),
         (
             "weights",
-            "'2.weight' is not finite as edit_weights of 'innocent' and 'spoils' left it, and the first output that is"
-            " not is that of layer '2' (Linear);",
+            "'2.weight' is not finite after edit_weights of 'innocent' and 'spoils', and the first output that is"
+            " not finite is that of layer '2' (Linear);",
         ),
     ],
 )

@@ -256,7 +256,7 @@ def test_tensor_parallelism_is_refused() -> None:
 
 def test_a_scaler_is_refused() -> None:
     half = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
-    assert "would look for overflow in its own shards" in refusal(trainer={"plugins": [half]})
+    assert "would check only its own shards for overflow" in refusal(trainer={"plugins": [half]})
 
 
 class LeavesOut(Core):
@@ -268,7 +268,7 @@ class LeavesOut(Core):
 
 
 def test_a_batch_left_out_is_refused() -> None:
-    assert "a batch cannot be left out" in refusal(kind=LeavesOut)
+    assert "a batch cannot be skipped" in refusal(kind=LeavesOut)
 
 
 class SumsSquares(Plugin):
@@ -306,7 +306,7 @@ class ShardsNothing(Core):
 @pytest.mark.parametrize("kind", [ShardsTheHead, ShardsNothing])
 def test_weights_that_would_be_each_ranks_own_are_refused(kind: type[Core]) -> None:
     assert f"{kind.__name__}: " in (told := refusal(kind=kind))
-    assert "left whole, so that ranks would train each its own" in told
+    assert "left unsharded, so each rank would train its own copy" in told
 
 
 def test_the_check_can_fail() -> None:

@@ -83,7 +83,7 @@ def test_the_run_is_the_one_without_these_steps_bit_for_bit(
     bad, watch = poisoned(data, 7, 55), Watch()
     left_out = steps_with(data, 7, 55, size=16 * accumulate)
     core = core_of(Momentum(), watch, data=bad, accumulate=accumulate, on_nonfinite="skip")
-    with pytest.warns(UserWarning, match=r"the loss is nan: the input of training sample \d+ is not finite.*left out"):
+    with pytest.warns(UserWarning, match=r"the loss is nan: the input of training sample \d+ is not finite.*skipped"):
         train(core)
     assert torch.equal(weights(core), by_hand(mlp(), bad, left_out, accumulate=accumulate))
     assert core.at.skipped == len(left_out) >= 1
@@ -96,7 +96,7 @@ def test_it_is_reported_once(core_of: CoreOf, train: Train, data: Data) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(core, max_epochs=2)
-    assert sum("is left out" in str(one.message) for one in caught) == 1
+    assert sum("is skipped" in str(one.message) for one in caught) == 1
     assert core.at.skipped == 4
 
 
@@ -114,7 +114,7 @@ def test_running_statistics_means_and_metrics_hold_nothing_of_it(core_of: CoreOf
     model = nn.Sequential(nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10))
     metrics = {"accuracy": MulticlassAccuracy(10, average="micro")}
     core = core_of(Momentum(), model=model, metrics=metrics, data=poisoned(data, 7), on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         train(core)
     assert all(torch.isfinite(buffer).all() for buffer in model.buffers())
     assert model[1].num_batches_tracked == 6
@@ -141,7 +141,7 @@ def test_an_infinite_term_and_a_gradient_that_is_none(core_of: CoreOf, train: Tr
 
     bad, watch = Bad(), Watch()
     core = core_of(Momentum(), bad, watch, on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="step 2: penalty/bad/inf is inf; .*the step is left out"):
+    with pytest.warns(UserWarning, match="step 2: penalty/bad/inf is inf; .*this step is skipped"):
         train(core)
     assert core.at.skipped == 2
     assert watch.made_ == bad.seen_ == [0, 1, 3, 5, 6]
@@ -160,7 +160,7 @@ def test_a_gradient_is_named(core_of: CoreOf, train: Train) -> None:
             return self.inner(x) + (0.0 * self.inner.bias.sum()).abs().sqrt()
 
     core = core_of(model=Root(), on_nonfinite="skip")
-    words = r"step 0: the gradient of 'inner.bias' is not finite, though the loss is; the step is left out"
+    words = r"step 0: the gradient of 'inner.bias' is not finite, though the loss is; this step is skipped"
     with (
         pytest.warns(UserWarning, match=words),
         pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite"),
@@ -175,7 +175,7 @@ def test_averages_and_schedules_wait(core_of: CoreOf, train: Train, data: Data) 
             return {"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5), "interval": "step"}
 
     core = core_of(Momentum(), Decay(), data=poisoned(data, 7), on_nonfinite="skip")
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         train(core)
     assert core.at.optimizer.param_groups[0]["lr"] == 0.1 * 0.5**6
     assert core.at.optimizer.state_dict()["state"]
@@ -231,7 +231,7 @@ def test_a_scaler_still_checks_gradients_itself(core_of: CoreOf, train: Train, w
     assert made == made_too and len(made) < 7
     assert skip.at.skipped == 0
     assert torch.equal(weights(stop), weights(skip))
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         bad, _ = trained(poisoned(data, 7), "skip")
     assert bad.at.skipped == 1
     assert torch.isfinite(weights(bad)).all()
@@ -254,7 +254,7 @@ class Told(pl.Callback):
         assert torch.equal(first, mine)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_ranks_leave_out_the_same_steps(
     core_of: CoreOf, train: Train, weights: Weights, data: Data, accumulate: int
@@ -270,7 +270,7 @@ def test_ranks_leave_out_the_same_steps(
     torch.testing.assert_close(two, trained(32, 1).float(), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 def test_ranks_agree_on_a_term_whose_gradient_shows_nothing(core_of: CoreOf, train: Train, weights: Weights) -> None:
     class Lone(Plugin):
         def penalty(self, step: Any) -> Tensor:
@@ -286,12 +286,12 @@ def test_ranks_agree_on_a_term_whose_gradient_shows_nothing(core_of: CoreOf, tra
 
 def test_a_run_reports_how_many(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
     given = recipe(data=poisoned(data, 7), trainer={"max_epochs": 2, "log_every_n_steps": 1})
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         run = fit(given, logs=tmp_path, on_nonfinite="skip")
     assert (run.status, run.steps, run.skipped) == ("finished", 14, 2)
     told = json.loads((run.folder / "run.json").read_text())
     assert (told["skipped"], told["on_nonfinite"]) == (2, "skip")
-    assert "  14 steps (2 left out, not finite), " in summarize(run)
+    assert "  14 steps (2 skipped, not finite), " in summarize(run)
     kept = torch.load(run.last_checkpoint, weights_only=True)
     assert kept["framework"]["skipped"] == 2
     events = EventAccumulator(str(run.folder)).Reload()
@@ -305,12 +305,12 @@ def test_a_run_reports_how_many(recipe: Callable[..., Recipe], data: Data, tmp_p
 def test_nothing_is_reported_of_runs_that_skipped_nothing(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     run = fit(recipe, logs=tmp_path, on_nonfinite="skip")
     assert run.skipped == 0
-    assert "left out" not in summarize(run)
+    assert "skipped" not in summarize(run)
     assert "train/skipped_steps" not in EventAccumulator(str(run.folder)).Reload().Tags()["scalars"]
 
 
 def test_the_count_continues_in_a_resumed_run(core_of: CoreOf, train: Train, data: Data, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="left out"):
+    with pytest.warns(UserWarning, match="step is skipped"):
         trainer = train(core_of(data=poisoned(data, 7), on_nonfinite="skip"))
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     core = core_of(data=poisoned(data, 7), on_nonfinite="skip")
@@ -321,8 +321,8 @@ def test_the_count_continues_in_a_resumed_run(core_of: CoreOf, train: Train, dat
 def test_an_epoch_without_a_finite_step_ends_the_run(core_of: CoreOf, train: Train, data: Data) -> None:
     core = core_of(data=poisoned(data, *range(100)), on_nonfinite="skip")
     with (
-        pytest.warns(UserWarning, match="left out"),
-        pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite, 7 are left out so far"),
+        pytest.warns(UserWarning, match="step is skipped"),
+        pytest.raises(NonFiniteError, match="epoch 0: no step of it was finite, 7 were skipped so far"),
     ):
         train(core, max_epochs=3)
 
@@ -334,7 +334,7 @@ def test_weights_that_are_not_finite_end_the_run_at_once(core_of: CoreOf, train:
                 step.optimizer.param_groups[0]["params"][2][0] = math.inf
 
     with pytest.raises(
-        NonFiniteError, match=r"step 3: '2\.weight' is not finite since an earlier update, and leaving out"
+        NonFiniteError, match=r"step 3: '2\.weight' is not finite since an earlier update, and skipping"
     ):
         train(core_of(Momentum(), Spoil(), on_nonfinite="skip"))
 
@@ -344,12 +344,12 @@ def test_what_moves_weights_before_it_is_known_is_refused(core_of: CoreOf, train
         def make_optimizer(self, groups: Any) -> Any:
             return torch.optim.LBFGS(groups[0]["params"])
 
-    with pytest.raises(UserError, match="on_nonfinite='skip': LBFGS moves the weights"):
+    with pytest.raises(UserError, match="on_nonfinite='skip': LBFGS changes the weights"):
         train(core_of(Quasi(), on_nonfinite="skip"))
 
 
 def test_sharded_parameters_are_refused(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(Exception, match="on_nonfinite='skip': where parameters are sharded across ranks"):
+    with pytest.raises(Exception, match="on_nonfinite='skip': parameters are sharded across ranks"):
         train(core_of(on_nonfinite="skip"), strategy=ForkedShards(), devices=2)
 
 
@@ -370,7 +370,7 @@ def recipe(wrong: float = 0.0) -> Recipe:
 """
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "wrong.py").write_text(RECIPE)
     call = ["fit", str(tmp_path / "wrong.py"), "--logs", str(tmp_path / "logs"), "--trainer.accelerator", "cpu"]
@@ -378,12 +378,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "the input of training sample 5 is not finite" in error
     assert cli.main([*call, "--on-nonfinite", "skip"]) == 0
-    assert "6 steps (1 left out, not finite)" in capsys.readouterr().out
+    assert "6 steps (1 skipped, not finite)" in capsys.readouterr().out
     assert cli.main([*call, "--on-nonfinite", "jump"]) == 2
     assert "on_nonfinite='jump': must be 'stop' or 'skip'" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore:.*is left out")
+@pytest.mark.filterwarnings("ignore:.*is skipped")
 def test_a_run_that_stopped_resumes_by_skipping(recipe: Callable[..., Recipe], data: Data, tmp_path: Path) -> None:
     """From its last checkpoint to the bits of a run that skipped from the start."""
     late = next(sample for sample in range(100) if steps_with(data, sample) == {4})

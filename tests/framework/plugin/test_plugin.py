@@ -47,7 +47,7 @@ def test_misspelt_hooks_fail_when_the_class_is_made(name: str, meant: str) -> No
 
 
 def test_a_notice_that_lightning_does_not_have() -> None:
-    with pytest.raises(TypeError, match=r"Made.on_moon is no hook point: Lightning has no such notice"):
+    with pytest.raises(TypeError, match=r"Made.on_moon is no hook point: Lightning has no such hook"):
         make_class(on_moon=lambda self: None)
 
 
@@ -57,7 +57,9 @@ def test_helpers_with_names_of_their_own_are_fine() -> None:
 
 
 def test_wrong_arguments_fail_when_the_class_is_made() -> None:
-    with pytest.raises(TypeError, match=r"Made.penalty takes \(self\); the hook point is called with \(self, step\)"):
+    with pytest.raises(
+        TypeError, match=r"Made.penalty takes \(self\), but the hook point is called with \(self, step\)"
+    ):
         make_class(penalty=lambda self: None)
     with pytest.raises(TypeError, match=r"\(self, sample, rng\)"):
         make_class(transform_sample=lambda self, sample: sample)
@@ -65,7 +67,7 @@ def test_wrong_arguments_fail_when_the_class_is_made() -> None:
 
 @pytest.mark.parametrize("half", ["weight_penalty", "weight_penalty_gradient"])
 def test_half_a_weight_penalty_is_refused(half: str) -> None:
-    with pytest.raises(TypeError, match="Made has one of weight_penalty and weight_penalty_gradient"):
+    with pytest.raises(TypeError, match="Made overrides only one of weight_penalty and weight_penalty_gradient"):
         make_class(**{half: lambda self, step: None})
 
 

@@ -119,7 +119,7 @@ def test_without_it_the_name_is_unknown() -> None:
     [
         ("lost", "AttributeError: .*Lost"),
         ("nowhere", "ModuleNotFoundError: No module named 'no_such_module'"),
-        ("three", "is no framework.Plugin class"),
+        ("three", "is not a subclass of framework.Plugin"),
     ],
 )
 def test_a_broken_entry_point_names_its_distribution(installed: Path, name: str, reason: str) -> None:
