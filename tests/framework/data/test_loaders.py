@@ -6,7 +6,6 @@ import multiprocessing
 import random
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -205,26 +204,3 @@ def test_evaluation_goes_in_order_and_each_sample_once(world: int, part: Any) ->
 def test_too_few_samples_for_a_step() -> None:
     with pytest.raises(UserError, match="3 training samples do not fill a step of 8; lower batch_size"):
         numbers(3, batch_size=4, drop_last=True).train_loader(seed=0, accumulate=2)
-
-
-class Threads(torch.utils.data.Dataset):
-    """Returns how many threads OpenCV has where samples are made."""
-
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        return cv2.getNumThreads()
-
-
-@pytest.mark.parametrize(("workers", "threads"), [(0, 3), (1, 1)])
-def test_opencv_has_no_threads_to_be_forked_in_the_midst_of(workers, threads):
-    before = cv2.getNumThreads()
-    cv2.setNumThreads(3)
-    try:
-        loader = Data(Threads(), batch_size=4, workers=workers).train_loader(seed=0)
-        assert [window.batches[0].tolist() for window in loader] == [[threads] * 4]
-        loader.close()
-        assert cv2.getNumThreads() == threads
-    finally:
-        cv2.setNumThreads(before)

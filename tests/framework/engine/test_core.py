@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -128,22 +127,6 @@ def test_hook_points_are_asked_in_the_order_of_the_contract(core_of: CoreOf, tra
     assert set(HOOKS) - asked_here == {"finish", "lint", "next_phase"}, "asked outside of training"
 
 
-def test_the_model_is_folded_before_the_optimizer_exists(core_of: CoreOf, train: Train) -> None:
-    class Grow(Plugin):
-        def prepare_model(self, model: nn.Module) -> nn.Module:
-            return nn.Sequential(model, nn.Linear(10, 10))
-
-    class Watch(Plugin):
-        def prepare_model(self, model: nn.Module) -> nn.Module:
-            self.length_ = len(model)
-            return model
-
-    core = core_of(Grow(), watch := Watch())
-    train(core, max_steps=1)
-    assert watch.length_ == 2
-    assert sum(len(group["params"]) for group in core.at.optimizer.param_groups) == 6
-
-
 # ---- edits are undone ------------------------------------------------------------------------------------------------
 
 
@@ -256,50 +239,6 @@ def test_checkpoints_in_the_middle_of_an_epoch_hold_clean_weights(
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
-class Zeros(Plugin):
-    """Evaluates at zero weights."""
-
-    def evaluation_weights(self, core: Core) -> Any:
-        @contextmanager
-        def swapped() -> Iterator[None]:
-            kept = [p.detach().clone() for p in core.model.parameters()]
-            with torch.no_grad():
-                torch._foreach_zero_(list(core.model.parameters()))
-            try:
-                yield
-            finally:
-                with torch.no_grad():
-                    torch._foreach_copy_(list(core.model.parameters()), kept)
-
-        return swapped()
-
-
-def test_evaluation_weights_are_in_for_evaluation_and_nothing_else(
-    core_of: CoreOf, train: Train, weights: Weights, tmp_path: Any
-) -> None:
-    core, plain = core_of(Zeros()), core_of()
-    keep = pl.callbacks.ModelCheckpoint(tmp_path, monitor="val/loss", filename="best")
-    options = {"max_epochs": 2, "val_check_interval": 0.5, "num_sanity_val_steps": 1, "enable_checkpointing": True}
-    trainer = train(core, callbacks=[keep], **options)
-    train(plain, max_epochs=2)
-    assert torch.equal(weights(core), weights(plain))
-    assert trainer.callback_metrics["val/loss"].item() == pytest.approx(torch.tensor(10.0).log().item())
-    saved = torch.load(tmp_path / "best.ckpt", weights_only=True)["state_dict"]
-    assert all(value.any() for value in saved.values())
-    with quiet():
-        trainer.test(core, verbose=False)
-        tested = trainer.callback_metrics["test/loss"].item()
-        predicted = torch.cat(trainer.predict(core))
-    assert tested == pytest.approx(torch.tensor(10.0).log().item())
-    assert not predicted.any()
-    assert torch.equal(weights(core), weights(plain))
-
-
-def test_two_sets_of_evaluation_weights_are_refused(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(UserError, match="evaluation_weights: 'zeros' and 'other' both answer"):
-        train(core_of(Zeros(), Zeros(name="other")))
-
-
 def test_evaluation_asks_no_training_hook(core_of: CoreOf, data: Data) -> None:
     diary = Diary()
     core = core_of(diary)
@@ -334,11 +273,6 @@ def test_without_a_test_part(core_of: CoreOf, train: Train, data: Data) -> None:
     core = core_of(data=Data(data.train, data.val, batch_size=16))
     with pytest.raises(UserError, match="no test part"):
         train(core).test(core, verbose=False)
-
-
-def test_without_data(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(UserError, match=r"Core has no data: give Recipe\(data=Data"):
-        train(core_of(data=None))
 
 
 # ---- stopping --------------------------------------------------------------------------------------------------------
@@ -452,66 +386,3 @@ def test_a_second_fit_of_the_same_core_starts_afresh(core_of: CoreOf, train: Tra
 def test_methods_of_lightnings_own_steps_are_refused(name: str, words: str) -> None:
     with pytest.raises(TypeError, match=words):
         type("Own", (Core,), {name: lambda self, batch, batch_idx: None})
-
-
-def test_weights_beside_the_network_are_refused(core_of: CoreOf, train: Train) -> None:
-    class Own(Core):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **options)
-            self.head = nn.Linear(2, 2)
-
-    with pytest.raises(UserError, match=r"Own: head.weight, head.bias would never be trained"):
-        train(core_of(kind=Own))
-
-
-# ---- resuming --------------------------------------------------------------------------------------------------------
-
-
-class Momentum(Plugin):
-    """Has state in the optimizer and the schedule, and draws at each step and sample."""
-
-    def make_optimizer(self, groups: Any) -> Any:
-        return torch.optim.AdamW(groups, lr=0.01)
-
-    def make_scheduler(self, optimizer: Any, total_steps: int) -> Any:
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step)
-        return {"scheduler": schedule, "interval": "step"}
-
-    def transform_sample(self, sample: Any, rng: Any) -> Any:
-        x, y = sample
-        return x + 0.01 * float(rng.normal()), y
-
-    def transform_batch(self, batch: Any, step: Any) -> Any:
-        x, y = batch
-        return x + 0.1 * step.normal(self, x), y
-
-
-@pytest.mark.parametrize("where", [{"every_n_train_steps": 3}, {"every_n_train_steps": 9}, {"every_n_epochs": 1}])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_continues_with_the_same_bits(
-    core_of: CoreOf,
-    train: Train,
-    weights: Weights,
-    mlp: Any,
-    data: Data,
-    tmp_path: Any,
-    where: dict[str, int],
-    workers: int,
-) -> None:
-    """In the middle of an epoch, in the middle of a later one, and at an epoch's end."""
-
-    def fresh() -> Core:
-        model = nn.Sequential(mlp()[0], nn.Dropout(0.2), nn.Tanh(), mlp()[2])
-        cut = Data(data.train, data.val, batch_size=16, workers=workers)
-        return core_of(Momentum(), model=model, data=cut)
-
-    whole, rest = fresh(), fresh()
-    train(whole, max_epochs=3)
-    keep = pl.callbacks.ModelCheckpoint(tmp_path, save_top_k=-1, filename="{step}", **where)
-    begun = {"max_epochs": 3, "max_steps": where.get("every_n_train_steps", 14)}
-    train(fresh(), callbacks=[keep], enable_checkpointing=True, **begun)
-    path = max(tmp_path.glob("*.ckpt"), key=lambda file: int(file.stem.partition("=")[2]))
-    trainer = train(rest, ckpt_path=path, max_epochs=3)
-    assert trainer.global_step == 21
-    assert torch.equal(weights(rest), weights(whole))
-    assert rest.recorder.history[-1] == whole.recorder.history[-1]

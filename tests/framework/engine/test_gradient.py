@@ -350,41 +350,6 @@ def test_activation_checkpointing_changes_nothing(
     assert torch.equal(trained(Checkpointed(*mlp())), trained(mlp()))
 
 
-def test_dropout_is_keyed_so_a_plugin_that_draws_changes_nobody_elses_draws(
-    core_of: CoreOf, train: Train, weights: Weights, mlp: Any, digits: Any
-) -> None:
-    class Draws(Plugin):
-        def transform_batch(self, batch: Any, step: Any) -> Any:
-            torch.rand(3)
-            step.normal(self, batch[0])
-            self.order_ = [*getattr(self, "order_", []), batch[1].tolist()]
-            return batch
-
-        def transform_sample(self, sample: Any, rng: Any) -> Any:
-            rng.normal()
-            return sample
-
-        def edit_weights(self, step: Any) -> None:
-            torch.rand(2)
-
-    def trained(*plugins: Plugin) -> tuple[Tensor, Any]:
-        core = core_of(*plugins, model=nn.Sequential(mlp()[0], nn.Dropout(0.5), nn.Tanh(), mlp()[2]))
-        trainer = train(core, max_epochs=2)
-        return weights(core), trainer.callback_metrics["val/loss"]
-
-    class Order(Plugin):
-        def transform_batch(self, batch: Any, step: Any) -> Any:
-            self.order_ = [*getattr(self, "order_", []), batch[1].tolist()]
-            return batch
-
-    draws, order = Draws(), Order()
-    without, loss = trained(order)
-    withal, loss_withal = trained(draws)
-    assert torch.equal(without, withal)
-    assert order.order_ == draws.order_
-    assert loss == loss_withal
-
-
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -441,11 +406,6 @@ def test_a_term_that_is_not_one_number_is_named(core_of: CoreOf, train: Train) -
 
     with pytest.raises(UserError, match=r"step 0: penalty/bad has shape \(3,\)"):
         train(core_of(Bad()))
-
-
-def test_no_loss_is_reported(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(UserError, match=r"Core has no loss: give Recipe\(loss=...\)"):
-        train(core_of(loss=None))
 
 
 # ---- notices of plain Lightning callbacks ----------------------------------------------------------------------------

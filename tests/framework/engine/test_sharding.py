@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from framework.data.batch import Outcome
 from framework.engine.core import Core
 from framework.errors import UserError
-from framework.ops.shards import completed, copy_into, is_sharded, laid_out_as, locals_of, whole
+from framework.ops.shards import is_sharded, locals_of, whole
 from framework.plugin import Plugin
 from framework.plugin.step import Step
 from framework.recipe.recipe import Recipe
@@ -43,20 +43,6 @@ from plugins.weight_average import WeightAverage
 from plugins.weight_noise import WeightNoise
 
 check = check_named("sharded")
-
-
-# ---- tensors that are whole ------------------------------------------------------------------------------------------
-
-
-def test_a_whole_tensor_is_its_own_part() -> None:
-    x = torch.ones(2)
-    assert not is_sharded(x)
-    assert locals_of([x])[0] is x
-    assert completed([x])[0] is x
-    assert laid_out_as(x, torch.zeros(2)) is x
-    assert whole({"a": [x], "b": 1})["a"][0] is x
-    copy_into([x], [torch.tensor([3.0, 4.0])])
-    assert x.tolist() == [3.0, 4.0]
 
 
 # ---- in parts --------------------------------------------------------------------------------------------------------

@@ -308,11 +308,6 @@ def test_groups_are_folded_and_handed_on(core_of: CoreOf, train: Train) -> None:
     assert [(group["lr"], len(group["params"])) for group in groups] == [(0.05, 2), (0.1, 2)]
 
 
-def test_a_network_without_anything_to_train(core_of: CoreOf, train: Train, mlp: Any) -> None:
-    with pytest.raises(UserError, match="Sequential has no parameter to train"):
-        train(core_of(model=mlp().requires_grad_(False)))
-
-
 # ---- schedules -------------------------------------------------------------------------------------------------------
 
 

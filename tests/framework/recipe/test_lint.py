@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from framework.errors import UserError
 from framework.plugin import Plugin
 from framework.plugin.finding import Finding, LintWarning
 from framework.plugin.plan import Plan
-from framework.recipe.lint import lint, plan_of, raise_or_warn
+from framework.recipe.lint import lint, raise_or_warn
 from framework.recipe.recipe import Recipe
 from framework.report.explain import explain
 from framework.run.fit import fit
@@ -192,28 +191,6 @@ def test_early_stopping_before_others_have_what_they_are_for(plugin: Plugin, sha
     (line,) = tell(EarlyStopping(patience=4), plugin)
     wanted = "warning early_stopping: may end training after 5 of 10 validations, while "
     assert line.startswith(f"{wanted}{plugin.describe()} needs {share} of the run")
-
-
-@pytest.mark.parametrize(
-    ("options", "validations"),
-    [
-        ({"check_val_every_n_epoch": 2}, 5),
-        ({"val_check_interval": 0.25}, 40),
-        ({"val_check_interval": 2}, 35),  # of 7 steps an epoch
-        ({"max_steps": 28}, 4),
-        ({"max_steps": 28, "accumulate_grad_batches": 2}, 7),
-        ({"max_epochs": None}, 1000),
-        ({"max_epochs": None, "max_time": "00:01:00:00"}, math.inf),
-        ({"max_epochs": -1}, math.inf),
-        ({"max_epochs": -1, "max_steps": 70}, 10),
-        ({"limit_val_batches": 0}, 0),
-    ],
-)
-def test_how_many_validations_a_run_has(
-    options: dict[str, Any], validations: float, recipe: Callable[..., Recipe]
-) -> None:
-    made = recipe(trainer={"max_epochs": 10, **options})
-    assert plan_of(made, made.make_core(0, made.trainer), made.trainer).validations == validations
 
 
 def test_a_share_of_a_run_without_end(tell: Tell) -> None:
