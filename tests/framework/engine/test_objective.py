@@ -100,7 +100,7 @@ def test_two_sets_of_evaluation_weights_are_refused(core_of: CoreOf, train: Trai
 
 
 def test_a_network_without_anything_to_train(core_of: CoreOf, train: Train, mlp: Any) -> None:
-    with pytest.raises(UserError, match="Sequential has no parameter that requires a gradient"):
+    with pytest.raises(UserError, match="Sequential has no parameter to train"):
         train(core_of(model=mlp().requires_grad_(False)))
 
 
