@@ -34,7 +34,8 @@ def test_fold_goes_in_recipe_order() -> None:
 
 def test_an_unused_hook_has_no_calls() -> None:
     answers = Answers([Silent()])
-    assert answers.calls("penalty") == ()
+    assert answers.of("penalty") == []
+    assert answers.sum("penalty", None) == {}
     assert answers.fold("transform_batch", "_", None) == "_"
     assert answers.sole("make_optimizer", []) is None
 
