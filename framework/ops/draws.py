@@ -30,10 +30,10 @@ class Source(Protocol):
     def plugins(self) -> Mapping[str, Any]:
         """The consumers by name."""
 
-    def uniform(self, plugin: Any, like: Tensor, who: str = "") -> Tensor:
+    def uniform(self, plugin: Consumer, like: Tensor, who: str = "") -> Tensor:
         """Return draws from [0, 1) shaped like ``like``, whose first dimension runs over samples."""
 
-    def normal(self, plugin: Any, like: Tensor, who: str = "") -> Tensor:
+    def normal(self, plugin: Consumer, like: Tensor, who: str = "") -> Tensor:
         """Return standard normal draws shaped like ``like``, whose first dimension runs over samples."""
 
     def rows(self, kind: Kind, name: str, like: Tensor, who: str) -> Tensor:

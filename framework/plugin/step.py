@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from framework.ops.draws import Consumer
 from framework.ops.keyed import Kind, Stream
 from framework.ops.traced import draw, number, register
 from framework.plugin.edits import WeightEdits
@@ -82,7 +83,7 @@ class Step:
         """Return a plugin's random generator for draws per micro-batch and rank."""
         return self.stream(plugin.name).torch(self.index, self.micro, self.rank, device=device)
 
-    def normal(self, plugin: Facts, like: Tensor, who: str = "") -> Tensor:
+    def normal(self, plugin: Consumer, like: Tensor, who: str = "") -> Tensor:
         r"""Draw :math:`\mathcal N(0, 1)` noise of the shape of ``like``, whose first dimension runs over samples.
 
         The noise of a sample depends on its position in the step's whole batch and not on how that batch is split: k
@@ -95,11 +96,11 @@ class Step:
         """
         return self._draw("normal", plugin, like, who)
 
-    def uniform(self, plugin: Facts, like: Tensor, who: str = "") -> Tensor:
+    def uniform(self, plugin: Consumer, like: Tensor, who: str = "") -> Tensor:
         """Draw uniform numbers from [0, 1) in the shape of ``like``; arguments as for :meth:`normal`."""
         return self._draw("uniform", plugin, like, who)
 
-    def _draw(self, kind: Kind, plugin: Facts, like: Tensor, who: str) -> Tensor:
+    def _draw(self, kind: Kind, plugin: Consumer, like: Tensor, who: str) -> Tensor:
         if torch.compiler.is_compiling():
             drawn: Tensor = draw(like.shape, like.dtype, like.device, self.token, kind, plugin.name, who)
             return drawn
