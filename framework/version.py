@@ -1,3 +1,3 @@
-"""The version, said once."""
+"""The version number of the package, defined only here."""
 
 __version__ = "0.1.0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from framework import Core, Data, Plugin, Recipe, Step
+from framework import Data, Host, Plugin, Recipe, Step
 from framework.settings import NonNegative
 from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule
@@ -27,7 +27,7 @@ class ConfidencePenalty(Plugin):
     logits: str
     alpha: NonNegative = 0.1
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         """Observe the logits."""
         core.observe(self, self.logits)
 

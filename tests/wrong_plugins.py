@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import Core, Plugin, Step
+from framework import Host, Plugin, Step
 from framework.data.batch import input_of
 from framework.ops.shards import locals_of
 from framework.settings import NonNegative
@@ -25,7 +25,7 @@ class Wrong(Plugin):
 
     absent = ({"alpha": 0.0},)
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         self.core_ = core
         self.weights_ = [p for p in core.model.parameters() if p.ndim > 1]
 
@@ -80,7 +80,7 @@ class FreshInEachMicroBatch(Wrong):
 class ForgetsShortSteps(Wrong):
     """A term on activations that divides by the size of a full micro-batch."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         core.observe(self, "Sigmoid")
 
     def begin_step(self, step: Step) -> None:
@@ -127,7 +127,7 @@ class CountsOnEachRank(Wrong):
 class ForgetsItsCount(Wrong):
     """A strength that grows by a counter of its own, which no checkpoint keeps."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         super().attach(core)
         self.count_ = 0
 
@@ -140,7 +140,7 @@ class ForgetsItsCount(Wrong):
 class ActsInEvaluation(Wrong):
     """A forward hook of its own, which does not ask whether the network trains."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         if self.alpha:
             core.model.get_submodule("head").register_forward_hook(
                 lambda layer, args, output: output * (1 + self.alpha)
@@ -163,7 +163,7 @@ class LeavesNoiseIn(Wrong):
 class DrawsFromTheGlobalGenerator(Wrong):
     """Noise on activations from torch's global generator, which the network's dropout draws from too."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         core.observe(self, "AvgPool2d")
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
@@ -180,7 +180,7 @@ class Count:
 class KeepsAnObject(Wrong):
     """A state that only loads where any code may be run."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         super().attach(core)
         self.count_ = Count()
 
@@ -271,7 +271,7 @@ class CountsSkippedSteps(Wrong):
 class RemembersOverflow(Wrong):
     """A running mean of gradients, which one infinite gradient spoils though its step is skipped."""
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         super().attach(core)
         self.means_: list[Tensor] = []
 
@@ -288,7 +288,7 @@ class LostInRounding(Wrong):
 
     alpha: NonNegative = 0.001
 
-    def attach(self, core: Core) -> None:
+    def attach(self, core: Host) -> None:
         core.observe(self, "Sigmoid")
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:

@@ -26,7 +26,7 @@ def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
 
 
 def take_back(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Truncate event files to their lengths at a checkpoint: the resumed run logs what came after it again.
+    """Truncate event files to their lengths at a checkpoint, because the resumed run logs all later values again.
 
     A run only appends records to an event file, so that truncation restores the file of that moment.
 

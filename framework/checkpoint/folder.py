@@ -121,7 +121,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def curves(self, phase: str | None = None) -> Path:
-        """Return the folder of the event files; those of a phase stand apart, since it counts its steps from 0."""
+        """Return the folder of the event files; a later phase has its own, because its steps count from 0."""
         return self.path if phase is None else self.path / phase
 
     def checkpoint(self, which: str) -> Path:
@@ -188,7 +188,7 @@ class RunFolder:
             own.with_name(f"{previous(phase)}.ckpt").unlink(missing_ok=True)
 
     def take_back_hand_over(self) -> None:
-        """Restore ``best.ckpt`` from before a phase, since the run before the phase is resumed."""
+        """Restore the ``best.ckpt`` that a phase replaced, when the run is resumed from before that phase."""
         for before in self.checkpoints.glob(f"{_BEFORE}*.ckpt"):
             before.replace(before.with_name("best.ckpt"))
 

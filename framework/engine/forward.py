@@ -15,7 +15,7 @@ from framework.ops.buffers import keep_buffers
 
 
 class Forward:
-    """Evaluates J of micro-batches, a second time with the same random draws and without changing buffers or logs.
+    """Evaluates J of a micro-batch, and can repeat it with the same random draws without changing buffers or logs.
 
     Args:
         objective: the objective to evaluate.

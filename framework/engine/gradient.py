@@ -125,9 +125,8 @@ class Gradient:
         step.batch = batch
         if self.watch is not None:
             self.watch(batch)
-        objective.observers.live = (
-            True  # until after backward, in which activation checkpointing runs parts of forward again
-        )
+        # until after backward, in which activation checkpointing runs parts of forward again
+        objective.observers.live = True
         try:
             if self._edits:
                 with torch.no_grad():
@@ -161,6 +160,11 @@ class Gradient:
         total = loss
         terms: dict[str, Tensor] = {"loss": loss}
         for tag, term in objective.answers.sum("penalty", step).items():
+            if not isinstance(term, Tensor):
+                raise UserError(
+                    f"step {step.index}: {tag} is a {type(term).__name__}; return a tensor that depends on weights or"
+                    " activations, or None"
+                )
             if term.numel() != 1:
                 raise UserError(
                     f"step {step.index}: {tag} has shape {tuple(term.shape)}, not one number; reduce it to a scalar"

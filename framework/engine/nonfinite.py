@@ -40,9 +40,9 @@ def explain_nonfinite(
     causes = [cause for cause in (_weight(objective), *_in_batch(objective, raw)) if cause]
     if name == "loss" and (layer := _layer(objective, forward, has_cause=bool(causes))):
         causes.append(layer)
-    said = {"loss": "the loss", "objective": "the sum of loss and terms"}.get(name, name)
+    subject = {"loss": "the loss", "objective": "the sum of loss and terms"}.get(name, name)
     reason = f": {', and '.join(causes)}" if causes else ""
-    return f"step {objective.at.index}: {said} is {value}{reason}; {NonFiniteError.ADVICE}"
+    return f"step {objective.at.index}: {subject} is {value}{reason}; {NonFiniteError.ADVICE}"
 
 
 def _weight(objective: Objective) -> str:

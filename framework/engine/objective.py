@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class Objective(pl.LightningModule):
     r"""The network, its loss J and the plugins: what is needed to evaluate :math:`\tilde J`, without the training loop.
 
-    The objects that make a step receive this class, so they depend neither on one another nor on Lightning's hooks,
-    which are in :class:`framework.Core`.
+    The objects that make a step receive it typed as this class and not as :class:`framework.Core`, its subclass with
+    Lightning's hooks: they use only what is defined here.
 
     Args:
         model: the network; its ``forward`` takes a batch's input.
@@ -156,7 +156,7 @@ class Objective(pl.LightningModule):
         return self.observers.watch(plugin, patterns)
 
     def attach_plugins(self) -> None:
-        """Attach plugins, then compile; again if the network was sharded since."""
+        """Attach the plugins and compile the network; once, and once more if the network was sharded in between."""
         if self._attached:
             return
         self._attached = True

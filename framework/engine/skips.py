@@ -115,8 +115,8 @@ class Skips:
         place = first_not_finite(gradients)
         if place is not None:
             names = {p: name for name, p in self._objective.model.named_parameters()}
-            told = f"the gradient of {names[parameters[int(place)]]!r} is not finite, though the loss is"
-            self.spoil(lambda: f"step {self._objective.at.index}: {told}")
+            problem = f"the gradient of {names[parameters[int(place)]]!r} is not finite, though the loss is"
+            self.spoil(lambda: f"step {self._objective.at.index}: {problem}")
 
     def keep(self) -> None:
         """Record the values of a step that is not skipped."""

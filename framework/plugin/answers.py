@@ -40,9 +40,15 @@ class Answers:
             call(*context)
 
     def fold(self, hook: str, value: Any, *context: Any) -> Any:
-        """Pass ``value`` through the plugins in order and return the result of the last one."""
-        for call in self._calls[hook]:
+        """Pass ``value`` through the plugins in order and return the result of the last one.
+
+        Raises:
+            UserError: if a plugin returns None, which a forgotten ``return`` does.
+        """
+        for name, call in self._named[hook]:
             value = call(value, *context)
+            if value is None:
+                raise UserError(f"plugin {name!r}: {hook} returned None; return the value, changed or as it is")
         return value
 
     def any(self, hook: str, *context: Any) -> bool:

@@ -57,7 +57,7 @@ class _InterruptedCore(Core):
 
 
 def undone(case: Case) -> str:
-    """Raise in a step at the first and the last call of the network, and leave a step's batches out."""
+    """Check that weights are restored after an error at a call of the network, and after a step without a loss."""
     calls = _interrupt(case, None, None).calls
     ways = [(kind, call) for kind in (_Interruption, KeyboardInterrupt) for call in sorted({1, calls})]
     for kind, call in [*ways, (None, 1)]:

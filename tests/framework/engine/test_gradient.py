@@ -399,6 +399,15 @@ def test_a_term_that_is_not_finite_is_named(core_of: CoreOf, train: Train) -> No
         train(core_of(Norm(), Bad()))
 
 
+def test_a_term_that_is_no_tensor_is_refused(core_of: CoreOf, train: Train) -> None:
+    class Number(Plugin):
+        def penalty(self, step: Any) -> Any:
+            return 0.5
+
+    with pytest.raises(UserError, match="step 0: penalty/number is a float; return a tensor"):
+        train(core_of(Number()))
+
+
 def test_a_term_that_is_not_one_number_is_named(core_of: CoreOf, train: Train) -> None:
     class Bad(Plugin):
         def penalty(self, step: Any) -> Any:

@@ -56,3 +56,12 @@ def test_named_terms() -> None:
     assert named_terms("l2", None) == {}
     assert named_terms("l2", one) == {"penalty/l2": one}
     assert named_terms("l2", {"a": one}) == {"penalty/l2/a": one}
+
+
+def test_a_forgotten_return_names_plugin_and_hook() -> None:
+    class Forgets(Plugin):
+        def transform_batch(self, batch: Any, step: Any) -> Any:
+            batch.append(1)
+
+    with pytest.raises(UserError, match="plugin 'forgets': transform_batch returned None"):
+        Answers([Forgets()]).fold("transform_batch", [], None)
