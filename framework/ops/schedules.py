@@ -147,7 +147,18 @@ class Course:
 
 
 class Curve(lr_scheduler.LambdaLR):
-    """Multiplies every group's learning rate by the factor of a :class:`Course`, also in a resumed run."""
+    """Multiplies every group's learning rate by the factor of a :class:`Course`, also in a resumed run.
+
+    The rate of a group that was added to the optimizer during the run is multiplied from the next step on.
+    """
+
+    def get_lr(self) -> list[Any]:
+        """Return the rates of the next step."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(group.setdefault("initial_lr", group["lr"]))
+            self.lr_lambdas.append(self.lr_lambdas[0])
+        factor = self.lr_lambdas[0](self.last_epoch)
+        return [rate * factor for rate in self.base_lrs]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, and take up the course of the checkpoint; files of version 0.1.0 have none."""
@@ -174,7 +185,7 @@ class Behind(lr_scheduler.LRScheduler):
         apart: two groups whose rates must stay apart, which the first rates above 0 show; None for no check.
 
     Raises:
-        UserError: if ``inner`` gives the two groups the same rate, here or in :meth:`step`.
+        UserError: if ``inner`` gives the two groups the same rate, or a group is added to the optimizer.
     """
 
     def __init__(
@@ -196,6 +207,12 @@ class Behind(lr_scheduler.LRScheduler):
     def step(self, epoch: int | None = None) -> None:
         """Set the rates of the next step."""
         self.last_epoch += 1
+        if len(self.optimizer.param_groups) != len(self._first):
+            raise UserError(
+                f"{self._who}: the optimizer has {len(self.optimizer.param_groups)} parameter groups, and had"
+                f" {len(self._first)} when {type(self.inner).__name__} was made, which has no rate for new ones; use a"
+                " curve such as 'cosine', or add all groups before training"
+            )
         if self._warmup < self.last_epoch <= self._warmup + self._last:
             self.inner.step()
         self._finish_step()

@@ -135,6 +135,28 @@ def test_a_state_of_an_earlier_version_has_no_course() -> None:
     assert [rate for rate, *_ in rates(second, 5)] == [known(s) for s in range(5, 10)]
 
 
+def test_a_group_that_is_added_follows_from_the_next_step_on() -> None:
+    known = Course("cosine", "", warmup=2, until=10)
+    scheduler = Curve(sgd(1.0), Course("cosine", "", warmup=2, until=10))
+    rates(scheduler, 4)
+    scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "lr": 3.0})
+    after = rates(scheduler, 5)
+    assert after[0] == [known(4), 0.0, 3.0, 0.0]
+    assert after[1:] == [[known(s), 0.0, 3.0 * known(s), 0.0] for s in range(5, 9)]
+    later = sgd(1.0, 3.0)
+    again = resumed(scheduler, Curve(later, Course("cosine", "", warmup=2, until=10)))
+    assert rates(again, 1) == [[known(9), 0.0, 3.0 * known(9), 0.0]]
+
+
+def test_a_group_that_is_added_beside_a_class_is_reported() -> None:
+    for warmup in (0, 9):
+        scheduler = behind("ExponentialLR", warmup)
+        rates(scheduler, 2)
+        scheduler.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+        with pytest.raises(UserError, match=r"has 3 parameter groups, and had 2 when ExponentialLR was made"):
+            rates(scheduler, 1)
+
+
 # ---- behind a warm-up ------------------------------------------------------------------------------------------------
 
 SCHEDULERS: dict[str, Made] = {
