@@ -6,45 +6,18 @@ import dataclasses
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from torch.optim import lr_scheduler
 
 from framework.errors import UserError, did_you_mean
+from framework.ops.schedules import START, Behind, Course, Curve
 from framework.plugin import Finding, Host, Plan, Plugin
 from framework.settings import Bounds, NonNegative, Positive, PositiveInt, Probability
 
 Span = Annotated[int, Bounds(low=0)] | Probability
-Factor = Callable[[int], float]
-
-
-def warm_up(s: int, warmup: int) -> float:
-    r"""Return the linear rise :math:`\min(1, \frac{s + 1}{w + 1})`: above 0 from the first step on, 1 after w steps."""
-    return min(1.0, (s + 1) / (warmup + 1))
-
-
-def linear(t: float, end: float) -> float:
-    r"""Return the linear fall from 1 to e: :math:`1 - (1 - e)\,t`."""
-    return 1 - (1 - end) * t
-
-
-def cosine(t: float, end: float) -> float:
-    r"""Return half a cosine wave from 1 to e: :math:`e + \frac{1 - e}2 (1 + \cos \pi t)`."""
-    return end + (1 - end) * (1 + math.cos(math.pi * t)) / 2
-
-
-def one_cycle(t: float, rise: float, end: float, start: float = 0.04) -> float:
-    r"""Return half a cosine wave from ``start`` up to 1 at ``t = rise``, then another down to ``end`` at ``t = 1``.
-
-    Example:
-        >>> one_cycle(0.0, 0.3, 0.0), one_cycle(0.3, 0.3, 0.0), one_cycle(1.0, 0.3, 0.0)
-        (0.04, 1.0, 0.0)
-    """
-    return cosine(1 - t / rise, start) if t < rise else cosine((t - rise) / (1 - rise), end)
-
-
 # the settings that each kind reads; _NEEDS has those that it requires
 _READS: dict[str, tuple[str, ...]] = {
     "constant": ("warmup",),
@@ -59,6 +32,8 @@ _CLASS_READS: dict[type, tuple[str, ...]] = {
     lr_scheduler.ReduceLROnPlateau: ("options", "monitor"),
     lr_scheduler.OneCycleLR: ("options",),  # it has a warm-up of its own
 }
+_LENGTHS = ("T_max", "total_steps")  # arguments of classes that default to the length of the run behind the warm-up
+_RATES = ("base_lr", "max_lr")  # arguments of classes that are rates in place of the optimizer's
 _NEEDS: dict[str, tuple[str, ...]] = {"step": ("period",), "multi_step": ("milestones",), "exponential": ("gamma",)}
 
 
@@ -94,6 +69,10 @@ def scheduler_class(kind: type | str) -> type[lr_scheduler.LRScheduler] | None:
     return found  # type: ignore[no-any-return]
 
 
+def _waits(cls: type | None) -> bool:
+    return cls is not None and issubclass(cls, lr_scheduler.ReduceLROnPlateau)
+
+
 def _is_scheduler(one: Any) -> bool:
     return isinstance(one, type) and issubclass(one, lr_scheduler.LRScheduler) and one is not lr_scheduler.LRScheduler
 
@@ -116,24 +95,33 @@ class Schedule(Plugin):
             \gamma^{\max(s - w, 0)}                & \texttt{exponential}
         \end{cases}
 
-    ``one_cycle`` rises by half a cosine wave from 0.04 to 1 during the warm-up and falls by another to e; ``plateau``
-    lowers the rate when the monitored metric stops falling. Lengths are integers, in steps (or epochs), or floats,
-    as shares of the run: ``warmup=500`` or ``warmup=0.05``.
+    ``one_cycle`` rises by half a cosine wave from 0.04 to 1 during the warm-up and falls by another to e at the last
+    step, as torch's OneCycleLR of ``pct_start`` (w + 1) / n; ``plateau`` lowers the rate when the monitored metric
+    stops falling. Lengths are integers, in steps (or epochs), or floats, as shares of the run: ``warmup=500`` or
+    ``warmup=0.05``.
+
+    A scheduler class runs behind the warm-up as it does alone from then on. In a run resumed with another length,
+    warm-up, period and milestones keep their lengths in steps, and ``linear``, ``cosine`` and ``one_cycle`` fall from
+    the rate they have reached to e at the new end; refused where they have ended near 0, and for classes whose length
+    follows from the run's.
 
     Args:
         kind: one of the above, or a scheduler class of ``torch.optim.lr_scheduler`` or a third party's, or its name.
         warmup: length w of the warm-up, usually 0.02 to 0.1 of the run; 0 is none, but for ``one_cycle`` it means 0.3.
-        end: e, the factor at the end of the run.
+        end: e, the factor at the end of the run; 0 means 4e-6 for ``one_cycle``, as torch's.
         period: length between two falls of ``step``.
         milestones: when ``multi_step`` falls.
         gamma: γ, the factor of each fall; by default 0.1, required for ``exponential``.
         monitor: the metric that ``plateau`` watches.
         options: arguments of ``ReduceLROnPlateau`` (``{"patience": 5, "factor": 0.5}``) or of the scheduler class;
-            ``T_max`` and ``total_steps`` default to the length of the run if the class has them.
+            ``T_max`` and ``total_steps`` default to the length of the run behind the warm-up if the class has them.
+            Torch's ``max_lr`` and ``base_lr`` are multiplied by each group's ``lr_scale``, unless they are lists;
+            ``eta_min`` and ``min_lr`` are not.
         interval: unit of the schedule, ``"step"`` or ``"epoch"``; a plateau is always checked after validation.
 
     Raises:
-        UserError: if a setting is missing, unknown or not read by the kind, or a share is given and the run has no end.
+        UserError: if a setting is missing, unknown or not read by the kind, a share is given and the run has no end,
+            the warm-up is too long, or a class gives groups of different ``lr_scale`` the same rate.
 
     Example:
         >>> Schedule("cosine", warmup=0.05).describe()
@@ -171,7 +159,8 @@ class Schedule(Plugin):
         """Check that the settings that the kind requires are given, and none that it does not read."""
         cls = scheduler_class(self.kind)
         kind = self.kind if isinstance(self.kind, str) else self.kind.__name__
-        reads = _READS[kind] if cls is None else _CLASS_READS.get(cls, ("warmup", "options"))
+        special = (reads for one, reads in _CLASS_READS.items() if cls is not None and issubclass(cls, one))
+        reads = _READS[kind] if cls is None else next(special, ("warmup", "options"))
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in (*reads, "kind", "interval", "name") or not value:
@@ -194,12 +183,13 @@ class Schedule(Plugin):
         cls = scheduler_class(self.kind)
         if cls is None:
             return float(self.kind in ("linear", "cosine", "one_cycle"))
-        return float(not {"T_max", "total_steps"}.isdisjoint(inspect.signature(cls).parameters))
+        return float(not set(_LENGTHS).isdisjoint(inspect.signature(cls).parameters))
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
         """Report a plateau whose metric is never logged."""
-        plateau = scheduler_class(self.kind) is lr_scheduler.ReduceLROnPlateau
-        if plateau and (reason := plan.why_never_logged(self.monitor, "val", "train", "gap")):
+        if _waits(scheduler_class(self.kind)) and (
+            reason := plan.why_never_logged(self.monitor, "val", "train", "gap")
+        ):
             yield Finding("error", self.name, f"monitor={self.monitor!r}: {reason}")
 
     def attach(self, core: Host) -> None:
@@ -212,38 +202,41 @@ class Schedule(Plugin):
         if self.interval == "epoch" and total > 0:
             total = math.ceil(total / self.core_.trainer.num_training_batches)
         cls = scheduler_class(self.kind)
-        if cls is None:
-            scheduler: Any = lr_scheduler.LambdaLR(optimizer, self._factor(total))
-        else:
-            scheduler = self._of_class(cls, optimizer, total)
-        if cls is lr_scheduler.ReduceLROnPlateau:
-            return {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor}
-        return {"scheduler": scheduler, "interval": self.interval}
+        if _waits(cls):
+            plateau = self._made(cls, optimizer, self.options)
+            return {"scheduler": plateau, "interval": "epoch", "monitor": self.monitor}
+        if cls is not None:
+            return {"scheduler": self._of_class(cls, optimizer, total), "interval": self.interval}
+        return {"scheduler": Curve(optimizer, self._course(total)), "interval": self.interval}
 
-    def _factor(self, total: int) -> Factor:
+    def _course(self, total: int) -> Course:
         """Return f as a function of the steps done, for a run of ``total`` steps."""
-        warmup = 0 if self.kind == "one_cycle" else self._length("warmup", self.warmup, total)
-        gamma, end = self.gamma or 0.1, self.end
-        if self.kind == "constant":
-            return lambda s: warm_up(s, warmup)
-        if self.kind == "exponential":
-            return lambda s: warm_up(s, warmup) * gamma ** max(s - warmup, 0)
-        if self.kind == "step":
-            period = max(1, self._length("period", self.period or 1, total))
-            return lambda s: warm_up(s, warmup) * gamma ** (s // period)
-        if self.kind == "multi_step":
-            milestones = [self._length("milestones", milestone, total) for milestone in self.milestones]
-            return lambda s: warm_up(s, warmup) * gamma ** sum(milestone <= s for milestone in milestones)
-        left = self._length("kind", 1.0, total) - warmup
-        if left < 1:
-            raise UserError(
-                f"Schedule(warmup={self.warmup}): the run has {total} {self.interval}s in all; shorten the warm-up"
-            )
-        if self.kind == "one_cycle":
-            rise = self._length("warmup", self.warmup or 0.3, total) / total
-            return lambda s: one_cycle(min(s / total, 1.0), rise, end)
-        curve = cosine if self.kind == "cosine" else linear
-        return lambda s: warm_up(s, warmup) * curve(min(max(s - warmup, 0) / left, 1.0), end)
+        cycle = self.kind == "one_cycle"
+        falls = cycle or self.kind in ("linear", "cosine")
+        until = self._length("kind", 1.0, total) if falls else 0
+        share = self.warmup or (0.3 if cycle else 0)
+        warmup = self._length("warmup", share, total)
+        if cycle:
+            until = max(until - 1, 1)  # the last step is at the end of the cycle, as torch's is
+            if isinstance(share, float) and share < 1:
+                warmup = min(warmup, until - 1)  # in a run of a few steps
+        if (falls and warmup >= until) or 0 < total < warmup:
+            raise self._too_long(total)
+        return Course(
+            str(self.kind),
+            f"Schedule(kind={self.kind!r})",
+            warmup,
+            self.end or (START / 1e4 if cycle else 0.0),
+            self.gamma or 0.1,
+            max(1, self._length("period", self.period or 1, total)),
+            tuple(self._length("milestones", milestone, total) for milestone in self.milestones),
+            until,
+        )
+
+    def _too_long(self, total: int) -> UserError:
+        return UserError(
+            f"Schedule(warmup={self.warmup}): the run has {total} {self.interval}s in all; shorten the warm-up"
+        )
 
     def _length(self, name: str, span: float, total: int) -> int:
         """Convert a length to steps or epochs."""
@@ -256,16 +249,45 @@ class Schedule(Plugin):
             )
         return round(span * total)
 
-    def _of_class(self, cls: Any, optimizer: torch.optim.Optimizer, total: int) -> Any:
-        options = dict(self.options)
-        for name in ("T_max", "total_steps"):
-            if name in inspect.signature(cls).parameters and name not in options:
-                options[name] = self._length("kind", 1.0, total)
-        warmup = self._length("warmup", self.warmup, total)
+    def _made(self, cls: Any, optimizer: torch.optim.Optimizer, options: Mapping[str, Any]) -> Any:
         try:
-            if not warmup:
-                return cls(optimizer, **options)
-            rise = lr_scheduler.LambdaLR(optimizer, lambda s: warm_up(s, warmup))
-            return lr_scheduler.SequentialLR(optimizer, [rise, cls(optimizer, **options)], [warmup])
-        except (TypeError, ValueError) as error:
+            return cls(optimizer, **options)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UserError(f"{self.describe()}: {error}") from error
+
+    def _of_class(self, cls: Any, optimizer: torch.optim.Optimizer, total: int) -> Behind:
+        """Return a scheduler of a class behind the warm-up, for a run of ``total`` steps."""
+        warmup = self._length("warmup", self.warmup, total)
+        if 0 < total <= warmup:
+            raise self._too_long(total)
+        known = inspect.signature(cls).parameters
+        # OneCycleLR takes its length as epochs and steps_per_epoch too
+        filled = {
+            name: self._length("kind", 1.0, total) - warmup
+            for name in _LENGTHS
+            if name in known and {name, "epochs", "steps_per_epoch"}.isdisjoint(self.options)
+        }
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        differ = next((index for index, rate in enumerate(rates) if rate != rates[0]), 0)
+        floor = self.options.get("eta_min", 0)
+        if differ and floor > min(rates):
+            raise UserError(
+                f"{self.describe()}: eta_min={floor} is above the rate {min(rates):.4g} of one of the optimizer's"
+                " groups, which would rise to it; lower eta_min, or use the curve 'cosine', whose end is a factor"
+            )
+        inner = self._made(cls, optimizer, {**self.options, **filled, **self._scaled(cls, optimizer, rates)})
+        if isinstance(inner, lr_scheduler.OneCycleLR) and inner.total_steps < total:
+            raise UserError(
+                f"{self.describe()}: its {inner.total_steps} steps are fewer than the {total} {self.interval}s of the"
+                " run; leave total_steps, epochs and steps_per_epoch out"
+            )
+        meant = any(isinstance(value, (list, tuple)) for value in self.options.values())  # given group by group
+        return Behind(inner, warmup, self.describe(), filled, (0, differ) if differ and not meant else None)
+
+    def _scaled(self, cls: type, optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> dict[str, Any]:
+        """Return the options that are rates group by group, multiplied by the factors of the groups (``lr_scale``)."""
+        rate = float(optimizer.defaults.get("lr", 0.0))
+        if not rate or set(rates) == {rate} or not issubclass(cls, (lr_scheduler.OneCycleLR, lr_scheduler.CyclicLR)):
+            return {}
+        given = {name: self.options[name] for name in _RATES if isinstance(self.options.get(name), (int, float))}
+        return {name: [value * (one / rate) for one in rates] for name, value in given.items()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from framework.errors import UserError, did_you_mean
+from framework.ops.schedules import share_done
 from framework.plugin import Host, Plugin, Step, overrides
 from framework.settings import Bounds, Probability, check_settings
 
@@ -49,7 +50,8 @@ class StrengthSchedule(Plugin):
     .. math:: \alpha_s = a(t_s), \qquad t_s = \frac{s - b}{u - b}
 
     with s the optimizer steps done, b ``begin`` and u ``until``, and a of :func:`strength_at`. The value is a function
-    of the step alone, so a resumed run has the same. After training the setting has its declared value again.
+    of the step alone, so a resumed run has the same. Where a run resumed with another length moves ``until``, the
+    value goes on from where it is and reaches its end there. After training the setting has its declared value again.
 
     Args:
         strength: ``"<plugin>.<setting>"`` such as ``"norm_penalty.alpha"`` or ``"weight_noise.std"``; a setting that
@@ -61,8 +63,8 @@ class StrengthSchedule(Plugin):
         until: when it ends, likewise.
 
     Raises:
-        UserError: if plugin or setting are unknown, the setting is not a number, start or end are out of its bounds, or
-            a share is given and the run has no end.
+        UserError: if plugin or setting are unknown, the setting is not a number, start or end are out of its bounds,
+            begin comes after until, or a share is given and the run has no end.
 
     Example:
         >>> StrengthSchedule("norm_penalty.alpha", start=0.0, until=0.2).describe()
@@ -119,6 +121,8 @@ class StrengthSchedule(Plugin):
             )
         if core.plugins.index(self) > core.plugins.index(self.plugin_) and overrides(self.plugin_, "begin_step"):
             raise UserError(f"{self._what}: {name!r} reads its settings at begin_step; put {self.name!r} before it")
+        self.course_: tuple[float, float, float] | None = None  # since, until, and the share at since
+        self.before_: dict[str, Any] = {}
         self.declared_value_ = getattr(self.plugin_, self.setting_)
         self.way_ = [float(self.declared_value_ if end is None else end) for end in (self.start, self.end)]
         try:
@@ -135,11 +139,40 @@ class StrengthSchedule(Plugin):
 
     def begin_step(self, step: Step) -> None:
         """Set the setting to its value at this step."""
-        begin, until = self._steps("begin", step), self._steps("until", step)
-        t = (step.index - begin) / (until - begin) if until > begin else float(step.index >= until)
+        if self.course_ is None or not step.index:
+            self.course_ = self._course(step)
+        t = share_done(step.index, *self.course_)
         value = strength_at(t, self.kind, *self.way_)
         self._move(value)
         step.record(f"strength/{self.strength}", value)
+
+    def _course(self, step: Step) -> tuple[float, float, float]:
+        """Return when the change begins and ends, and the share that is done at its beginning."""
+        begin, until = self.span_ = [self._steps(name, step) for name in ("begin", "until")]
+        if begin > until:
+            raise UserError(
+                f"{self._what}: begin={self.begin!r} is step {begin:g} and until={self.until!r} is step {until:g} of"
+                " this run: begin comes after until; give both in steps, or both as shares"
+            )
+        before, self.before_ = self.before_, {}
+        if not before:
+            return begin, until, 0.0
+        since, end, share = before["course"]
+        if self.span_ == before["span"]:
+            return since, end, share
+        # the run's length has changed since the checkpoint
+        since = max(float(step.index), begin) if step.index <= since else float(step.index)
+        return since, max(until, since), share_done(step.index, *before["course"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the course of the change, for a resumed run of another length."""
+        if self.course_ is None:
+            return dict(self.before_)
+        return {"span": list(self.span_), "course": list(self.course_)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the course of the change."""
+        self.before_, self.course_ = dict(state_dict), None
 
     def _steps(self, name: str, step: Step) -> float:
         span: float = getattr(self, name)

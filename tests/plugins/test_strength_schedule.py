@@ -103,6 +103,55 @@ def test_the_declared_value_is_the_other_end() -> None:
     assert values(StrengthSchedule("watch.strength", end=0.0, until=4), Watch(2.0), 8, 6) == [2, 1.5, 1, 0.5, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "done", "total", "wanted"),
+    [
+        ({}, 4, 20, [4.0 + 6 * i / 16 for i in range(16)]),  # 0.4 of the change is done, the rest takes 16 steps
+        ({}, 4, 6, [4.0, 7.0]),
+        ({"until": 10}, 4, 20, [*range(4, 10), *10 * [10.0]]),  # steps are steps
+        ({"begin": 0.6}, 4, 20, [*9 * [0.0], *(10 * i / 8 for i in range(1, 8))]),
+        ({"begin": 0.6}, 6, 8, [0.0, 5.0]),
+        ({"until": 0.5}, 8, 20, 12 * [10.0]),  # it has come to its end and stays there
+        ({"kind": "jump", "until": 0.5}, 4, 20, [*6 * [0.0], *10 * [10.0]]),
+        ({"kind": "jump", "until": 0.5}, 6, 20, 14 * [10.0]),
+    ],
+)
+def test_a_run_of_another_length_goes_on_from_its_value(
+    settings: dict[str, Any], done: int, total: int, wanted: list[float]
+) -> None:
+    def made() -> tuple[StrengthSchedule, Watch]:
+        watch = Watch()
+        return attached(StrengthSchedule("watch.strength", start=0.0, end=10.0, **settings), watch), watch
+
+    def steps(schedule: StrengthSchedule, watch: Watch, first: int, last: int, total: int) -> list[float]:
+        step, seen = Step(0, WeightEdits()), []
+        step.total = total
+        for step.index in range(first, last):
+            schedule.begin_step(step)
+            seen.append(watch.strength)
+        return seen
+
+    first, same, second = made(), made(), made()
+    whole = steps(*made(), 0, 10, 10)
+    assert steps(*first, 0, done, 10) == whole[:done]
+    same[0].load_state_dict(first[0].state_dict())
+    assert steps(*same, done, 10, 10) == whole[done:]
+    second[0].load_state_dict(first[0].state_dict())
+    second[0].load_state_dict(second[0].state_dict())  # a checkpoint before the first step
+    assert steps(*second, done, total, total) == pytest.approx(wanted)
+    third = made()  # and once more, with the same length
+    third[0].load_state_dict(second[0].state_dict())
+    assert steps(*third, total - 1, total, total) == pytest.approx(wanted[-1:])
+    assert steps(*second, 0, 10, 10) == whole  # a later phase begins anew
+
+
+def test_begin_after_until_in_other_units_is_reported() -> None:
+    schedule = StrengthSchedule("watch.strength", end=0.0, begin=100, until=0.5)
+    with pytest.raises(UserError, match=r"begin=100 is step 100 and until=0.5 is step 25 of this run: begin comes"):
+        values(schedule, Watch(), 50, 50)
+    assert values(schedule, Watch(), 300, 3) == [1.0] * 3
+
+
 # ---- mistakes --------------------------------------------------------------------------------------------------------
 
 
