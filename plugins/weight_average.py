@@ -12,23 +12,31 @@ import torch
 from torch import Tensor, nn
 
 from framework.data import input_of
+from framework.errors import UserError
 from framework.ops.shards import copy_into, laid_out_as, locals_of
 from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.settings import PositiveInt, Probability
 
 
-def exponential_share(updates: int, decay: float) -> float:
+def exponential_share(updates: int, decay: float, *, warmup: bool = True) -> float:
     r"""Return the share of the new weights in an exponential moving average.
 
-    .. math:: \bar\theta \leftarrow d_t\bar\theta + (1 - d_t)\theta, \qquad d_t = \min\Big(d, \frac{1 + t}{10 + t}\Big)
+    .. math:: \bar\theta \leftarrow d_t\bar\theta + (1 - d_t)\theta, \qquad
+        d_t = \min\Big(d, \frac{1 + t}{10 + t}\Big) \text{ with warm-up}, \qquad d_t = d \text{ without}
 
-    The decay is smaller at first, so that the average forgets the random start.
+    With warm-up the decay is smaller at first, so that the average forgets the random start. Without it the average is
+    that of ``torch.optim.swa_utils.get_ema_multi_avg_fn(d)``.
 
     Args:
         updates: number of earlier updates, t.
         decay: the decay d.
+        warmup: let the decay grow.
+
+    Example:
+        >>> exponential_share(0, 0.75), exponential_share(0, 0.75, warmup=False)
+        (0.9, 0.25)
     """
-    return 1.0 - min(decay, (1.0 + updates) / (10.0 + updates))
+    return 1.0 - (min(decay, (1.0 + updates) / (10.0 + updates)) if warmup else decay)
 
 
 def equal_share(updates: int) -> float:
@@ -72,14 +80,18 @@ class WeightAverage(Plugin):
         start: share of the run before averaging begins; 0.75 is common for ``swa``.
         every: updates between two terms of the average.
         batches: training batches from which BatchNorm's statistics are computed.
+        warmup: let the decay of ``ema`` grow to its value; False for one decay throughout, as torch, Lightning and
+            Composer have it, in which the first term keeps the share ``decay ** updates``.
 
     Example:
         >>> WeightAverage("swa", start=0.75).describe()
         "WeightAverage(kind='swa', start=0.75)"
 
     Source:
-        Polyak and Juditsky (1992); Izmailov et al. (2018), Averaging Weights Leads to Wider Optima and Better
-        Generalization; the growing decay as in Tarvainen and Valpola (2017), Mean teachers.
+        Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging; Izmailov et al. (2018),
+        Averaging Weights Leads to Wider Optima and Better Generalization; Tarvainen and Valpola (2017), Mean teachers
+        are better role models (ema; their decay grows as 1 - 1/(t + 1)); the growing decay (1 + t)/(10 + t) is that of
+        TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
     """
 
     kind: Literal["ema", "swa"] = "ema"
@@ -87,8 +99,14 @@ class WeightAverage(Plugin):
     start: Probability = 0.0
     every: PositiveInt = 1
     batches: PositiveInt = 32
+    warmup: bool = True
 
-    examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2})
+    examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2}, {"decay": 0.9, "warmup": False})
+
+    def check(self) -> None:
+        """Refuse a warm-up of a mean, which has no decay."""
+        if self.kind == "swa" and not self.warmup:
+            raise UserError("WeightAverage(kind='swa', warmup=False): swa has no decay to warm up; leave warmup out")
 
     def limits(self) -> Mapping[str, str]:
         """Return which guarantee does not hold: evaluation uses the average."""
@@ -124,7 +142,8 @@ class WeightAverage(Plugin):
             self.averages_ = [weight.detach().clone() for weight in self.weights_]
         else:
             t = self.updates_
-            share = exponential_share(t, self.decay) if self.kind == "ema" else equal_share(t)
+            ema = self.kind == "ema"
+            share = exponential_share(t, self.decay, warmup=self.warmup) if ema else equal_share(t)
             average_(self.averages_, self.weights_, share)
         self.updates_ += 1
 

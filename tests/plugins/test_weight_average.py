@@ -6,8 +6,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from framework import Data, fit
+from framework import Data, UserError, fit
 from plugins.early_stopping import EarlyStopping
 from plugins.weight_average import WeightAverage, average_, equal_share, exponential_share
 
@@ -22,6 +23,22 @@ def test_equal_shares_give_the_mean():
 
 def test_decay_grows_to_its_value():
     assert [1 - exponential_share(t, 0.99) for t in (0, 1, 10_000)] == pytest.approx([0.1, 2 / 11, 0.99])
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_without_warmup_it_is_the_average_of_torch(core_of, train, every):
+    core, trail = core_of(WeightAverage(decay=0.8, every=every, warmup=False)), Trail()
+    train(core, callbacks=[trail], max_epochs=2)
+    terms, average = trail.weights[every - 1 :: every], get_ema_multi_avg_fn(0.8)
+    expected = [terms[0].clone()]
+    for count, term in enumerate(terms[1:], 1):
+        average(expected, [term], count)
+    torch.testing.assert_close(core.plugins[0].averages_[0], expected[0], atol=1e-6, rtol=0)
+
+
+def test_a_mean_has_no_decay_to_warm_up():
+    with pytest.raises(UserError, match=r"WeightAverage\(kind='swa', warmup=False\).*leave warmup out"):
+        WeightAverage("swa", warmup=False)
 
 
 class Trail(pl.Callback):
