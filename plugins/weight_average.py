@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from framework.data import input_of
 from framework.errors import UserError
 from framework.ops.shards import copy_into, laid_out_as, locals_of
+from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.settings import PositiveInt, Probability
 
@@ -65,7 +66,7 @@ class WeightAverage(Plugin):
     that does not decay to zero.
 
     The network holds the average during validation, test, prediction and export, and gets the raw weights back however
-    these end. Checkpoints hold the raw weights under the network's names, and the average beside them. Before the first
+    these end. A weight that is unfrozen during the run is averaged as if it had been from the start. Checkpoints hold the raw weights under the network's names, and the average beside them. Before the first
     average is taken nothing is swapped. Running statistics of BatchNorm do not fit averaged weights: they are computed
     again over ``batches`` training batches, before transforms on the device.
 
@@ -125,14 +126,30 @@ class WeightAverage(Plugin):
 
     def attach(self, core: Host) -> None:
         """Select the trainable weights; tied ones are listed once."""
-        self.names_ = [name for name, p in core.model.named_parameters() if p.requires_grad]
-        self.weights_ = [p for p in core.model.parameters() if p.requires_grad]
+        self.all_ = dict(core.model.named_parameters())
+        self.names_ = [name for name, p in self.all_.items() if p.requires_grad]
+        self.weights_: list[Tensor] = [self.all_[name] for name in self.names_]
+        self.training_ = Training(self.all_.values())
+        self.complete_ = True
         self.averages_: list[Tensor] = []
         self.updates_ = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the average to the weights' device, which a later phase of training may have changed."""
         self.averages_ = [average.to(w.device) for average, w in zip(self.averages_, self.weights_, strict=False)]
+
+    def begin_step(self, step: Step) -> None:
+        """Take up weights that were frozen so far; until now the mean of their values was the value itself."""
+        if not self.training_.changed() and self.complete_:
+            return
+        self.complete_ = True
+        known = set(self.names_)
+        for name, weight in self.all_.items():
+            if weight.requires_grad and name not in known:
+                self.names_.append(name)
+                self.weights_.append(weight)
+                if self.averages_:
+                    self.averages_.append(weight.detach().clone())
 
     def after_update(self, step: Step) -> None:
         """Add the current weights to the average."""
@@ -191,5 +208,11 @@ class WeightAverage(Plugin):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the average."""
         self.updates_ = state_dict["updates"]
-        kept, named = state_dict["averages"], zip(self.names_, self.weights_, strict=True)
+        kept = state_dict["averages"]
+        if kept:
+            # by name: other weights may have trained when it was written than train now
+            self.names_ = [name for name in self.all_ if name in kept]
+            self.weights_ = [self.all_[name] for name in self.names_]
+            self.complete_ = False
+        named = zip(self.names_, self.weights_, strict=True)
         self.averages_ = [laid_out_as(kept[n].to(w), w) for n, w in named] if kept else []

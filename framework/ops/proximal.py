@@ -32,7 +32,7 @@ def group_norms(
     kept = [place.out if groups == "rows" else place.into for place in places]
     # the second dimension counts the units of one block only: there, blocks are a dimension of their own
     blocks = [place.blocks if along == 1 else 1 for place, along in zip(places, kept, strict=True)]
-    parts = [w if n == 1 else w.unflatten(0, (n, -1)) for w, n in zip(weights, blocks, strict=True)]
+    parts = [w if n == 1 else w.view(n, len(w) // n, *w.shape[1:]) for w, n in zip(weights, blocks, strict=True)]
     held = [(along,) if n == 1 else (0, 2) for along, n in zip(kept, blocks, strict=True)]
     # torch has no foreach reduction along a dimension: the one loop over tensors here
     norms = [
