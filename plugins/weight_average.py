@@ -66,9 +66,10 @@ class WeightAverage(Plugin):
     that does not decay to zero.
 
     The network holds the average during validation, test, prediction and export, and gets the raw weights back however
-    these end. A weight that is unfrozen during the run is averaged as if it had been from the start. Checkpoints hold the raw weights under the network's names, and the average beside them. Before the first
-    average is taken nothing is swapped. Running statistics of BatchNorm do not fit averaged weights: they are computed
-    again over ``batches`` training batches, before transforms on the device.
+    these end. A weight that is unfrozen during the run is averaged as if it had been from the start. Checkpoints hold
+    the raw weights under the network's names, and the average beside them. Before the first average is taken nothing is
+    swapped. Running statistics of BatchNorm do not fit averaged weights: they are computed again over ``batches``
+    training batches, before transforms on the device.
 
     Interactions: an update counts only once it has happened, so steps that a GradScaler skips do not count.
     ``EarlyStopping`` restores the average of the best validation. Costs one copy of the weights, and a second one while
