@@ -13,8 +13,8 @@ from framework.errors import UserError, some
 from framework.ops.norms import add_group_gradient, add_norm_gradient, group_norm, norm, stacked
 from framework.ops.patterns import Patterns, select_weights
 from framework.ops.proximal import Groups, shrink, shrink_groups
-from framework.ops.shards import laid_out_as
-from framework.ops.tables import padding_rows, without_rows
+from framework.ops.shards import laid_out_as, locals_of
+from framework.ops.tables import other_rows, padding_rows, without_rows
 from framework.ops.units import Units, units_by_weight
 from framework.ops.weights import Training, Weights, split_by_pattern
 from framework.plugin import Finding, Host, Plan, Plugin, Step
@@ -259,11 +259,12 @@ class NormPenalty(Plugin):
                 self._shrink(part, amount)
 
     def _shrink(self, part: Weights, amount: float) -> None:
-        kept = {weight: weight[self.rows_[weight]].clone() for weight in part.weights if weight in self.rows_}
+        masks = {weight: other_rows(weight, self.rows_[weight]) for weight in part.weights if weight in self.rows_}
+        kept = [weight.clone() for weight in locals_of(masks)]
         offset = part.offset()
         for place, weight in enumerate(part.weights):
-            if weight in kept:
-                offset[place][self.rows_[weight]] = 0  # a row that never trains is in no group
+            if weight in masks:
+                offset[place].mul_(masks[weight])  # a row that never trains is in no group
         if self.groups is not None:
             shrink_groups(offset, amount, self.groups, self._units(part))
         else:
@@ -271,8 +272,8 @@ class NormPenalty(Plugin):
             shrink(offset, amount * l1, amount * (1 - l1))
         if part.start:
             torch._foreach_copy_(part.weights, torch._foreach_add(part.start, offset))
-        for weight, row in kept.items():
-            weight[self.rows_[weight]] = row
+        for weight, mask, old in zip(locals_of(masks), locals_of(masks.values()), kept, strict=True):
+            weight.copy_(torch.where(mask, weight, old))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the starting point, which a resumed run could not reconstruct."""

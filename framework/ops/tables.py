@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from framework.ops.shards import laid_out_as
+
 
 def tables(model: nn.Module) -> set[Tensor]:
     """Return the weights of embedding layers, also where another layer shares them.
@@ -39,6 +41,18 @@ def padding_rows(model: nn.Module) -> dict[Tensor, int]:
     return {parameter: row for parameter, row in found.items() if row is not None}
 
 
+def other_rows(weight: Tensor, row: int) -> Tensor:
+    """Return a mask of a weight's entries that is false in one row, sharded as the weight is.
+
+    Example:
+        >>> other_rows(torch.ones(2, 3), 1).tolist()
+        [[True, True, True], [False, False, False]]
+    """
+    mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    mask[row] = False
+    return laid_out_as(mask, weight)
+
+
 def without_rows(tensors: Sequence[Tensor], weights: Sequence[Tensor], rows: Mapping[Tensor, int]) -> list[Tensor]:
     """Return tensors with copies, in which the row that never trains is 0, in place of those that belong to tables.
 
@@ -48,10 +62,6 @@ def without_rows(tensors: Sequence[Tensor], weights: Sequence[Tensor], rows: Map
         rows: the row of each table that never trains.
     """
     return [
-        tensor if (row := rows.get(weight)) is None else tensor.index_fill(0, _index(row, tensor), 0)
+        tensor if (row := rows.get(weight)) is None else tensor * other_rows(weight, row)
         for tensor, weight in zip(tensors, weights, strict=True)
     ]
-
-
-def _index(row: int, like: Tensor) -> Tensor:
-    return like.new_tensor([row], dtype=torch.int64)
