@@ -9,24 +9,17 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from framework.errors import UserError
 from framework.ops.patterns import Patterns, select_layers
+from framework.ops.rates import kl, rows_of_units
 from framework.plugin import Host, Plugin, Step
 from framework.settings import Bounds, NonNegative, PositiveInt
 
 SparsityKind = Literal["l1", "kl", "k_winners"]
 OpenRate = Annotated[float, Bounds(low=0, high=1, open_low=True, open_high=True)]
 Share = Annotated[float, Bounds(low=0, high=1, open_low=True)]
-
-
-def rows_of_units(h: Tensor) -> Tensor:
-    """Return activations as ``(rows, units)``.
-
-    A unit is an entry of the last dimension, or for ``(samples, channels, height, width)`` and more dimensions an entry
-    of the sample. The positions of a sequence are therefore rows, in whichever order time and samples come.
-    """
-    return h.flatten(1) if h.ndim > 3 else h.reshape(-1, h.shape[-1])
 
 
 def l1(h: Tensor, samples: int) -> Tensor:
@@ -39,27 +32,6 @@ def l1(h: Tensor, samples: int) -> Tensor:
         tensor(3.)
     """
     return h.abs().sum() / samples
-
-
-def kl(h: Tensor, rho: float) -> Tensor:
-    r"""Return the KL divergence of the units' mean activations from a target rate, summed over units.
-
-    .. math::
-        \sum_j \rho\log\frac{\rho}{\hat\rho_j} + (1 - \rho)\log\frac{1 - \rho}{1 - \hat\rho_j}, \qquad
-        \hat\rho_j = \frac1R \sum_{r=1}^R h_j^{(r)}
-
-    Args:
-        h: activations in [0, 1]; rows as :func:`rows_of_units` has them.
-        rho: the target :math:`\rho` in (0, 1).
-
-    Example:
-        >>> bool(kl(torch.tensor([[0.0, 0.2], [0.4, 0.2]]), rho=0.2).abs() < 1e-7)
-        True
-    """
-    rate = rows_of_units(h).mean(0)
-    # a unit that is off, or on, for every row has an infinite divergence and gradient: clamp both ends
-    rate = rate.clamp(1e-6, 1 - 1e-6)
-    return -(rho * rate.log() + (1 - rho) * torch.log1p(-rate)).sum() - rate.numel() * _entropy(rho)
 
 
 def k_winners(h: Tensor, k: int | float) -> Tensor:
@@ -175,7 +147,15 @@ class ActivationSparsity(Plugin):
 
     def attach(self, core: Host) -> None:
         """Select the layers to observe."""
-        core.observe(self, self.layers)
+        layers = core.observe(self, self.layers)
+        self.logits_: dict[str, Tensor] = {}
+        for handle in getattr(self, "handles_", []):
+            handle.remove()
+        self.handles_: list[RemovableHandle] = [
+            layer.register_forward_pre_hook(_Logits(self.logits_, name))
+            for name, layer in layers.items()
+            if self.kind == "kl" and type(layer) is nn.Sigmoid
+        ]
         self.seen_: list[_Seen] = []
         self.again_ = 0
         self.active_: dict[str, tuple[Tensor, int]] = {}
@@ -193,9 +173,12 @@ class ActivationSparsity(Plugin):
 
     def transform_activation(self, x: Tensor, layer: str, step: Step) -> Tensor:
         """Keep the output for :meth:`penalty`."""
+        z = self.logits_.pop(layer, None)
         # only the micro-batch's own forward counts, not another plugin's second evaluation of it
         if (self.alpha or step.logged) and step.again == self.again_:
-            self.seen_.append(_Seen(layer, x, x._version, torch.is_grad_enabled()))
+            if z is not None and type(x.grad_fn).__name__ != "SigmoidBackward0":
+                z = None  # an earlier plugin has changed what the layer gave
+            self.seen_.append(_Seen(layer, x, x._version, torch.is_grad_enabled(), z, -1 if z is None else z._version))
         return x
 
     def penalty(self, step: Step) -> Tensor | None:
@@ -215,7 +198,11 @@ class ActivationSparsity(Plugin):
         else:
             if step.index == 0 or step.logged:  # rarely, since the check synchronizes with the device
                 self._check_rates(seen)
-            terms = [kl(x, self.rho) for x in activations]
+            logits = [
+                None if one.z is None or one.z._version != one.z_version else one.z.to(x)
+                for one, x in zip(seen, activations, strict=True)
+            ]
+            terms = [kl(x, self.rho, z) for x, z in zip(activations, logits, strict=True)]
         return self.alpha * functools.reduce(torch.add, terms)
 
     @torch.no_grad()
@@ -227,7 +214,7 @@ class ActivationSparsity(Plugin):
             step.record(f"sparsity/{layer}", active / entries)
 
     def _check_unchanged(self, seen: list[_Seen]) -> None:
-        for layer, x, version, _ in seen:
+        for layer, x, version, *_ in seen:
             if x._version != version:
                 raise UserError(
                     f"{self.describe()}: the output of {layer} is overwritten in place by the layer after it (such as"
@@ -257,6 +244,22 @@ class _Seen(NamedTuple):
     x: Tensor
     version: int
     graph: bool
+    z: Tensor | None
+    z_version: int
+
+
+class _Logits:
+    """A forward pre-hook of a sigmoid that keeps its input; in a copy of the layer it does nothing."""
+
+    def __init__(self, kept: dict[str, Tensor], layer: str) -> None:
+        self._kept, self._layer = kept, layer
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        if args and torch.is_grad_enabled():
+            self._kept[self._layer] = args[0]
+
+    def __reduce__(self) -> Any:
+        return _Logits, ({}, "")
 
 
 def _keep_winners(layer: nn.Module, args: Any, output: Any, *, k: int | float, who: str) -> Tensor:
@@ -266,7 +269,3 @@ def _keep_winners(layer: nn.Module, args: Any, output: Any, *, k: int | float, w
     if k > units:
         raise UserError(f"{who} has {units} units; k must be at most that")
     return k_winners(output, k)
-
-
-def _entropy(rho: float) -> float:
-    return -(rho * math.log(rho) + (1 - rho) * math.log(1 - rho))

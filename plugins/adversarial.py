@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import functools
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from framework.data import input_of, replace
+from framework.data import clean_target, input_of, replace, target_of
 from framework.errors import UserError
 from framework.plugin import Host, Plugin, Step
 from framework.settings import NonNegative, Positive, PositiveInt
@@ -39,6 +41,77 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(q, p, reduction="sum", log_target=True) / len(p)
 
 
+def bernoulli_divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    r"""Return the divergence of independent yes and no, summed over outputs and averaged over samples.
+
+    .. math:: \frac1n\sum_i\sum_j
+        \mathrm{KL}\big(\mathrm{Bern}(\sigma(a_{ij})) \,\Vert\, \mathrm{Bern}(\sigma(b_{ij}))\big)
+
+    Args:
+        reference: logits a of yes or no, ``(samples, …)``.
+        logits: logits b, shaped alike.
+    """
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    a, b = reference.to(wide), logits.to(wide)
+    yes = a.sigmoid() * (F.logsigmoid(a) - F.logsigmoid(b))
+    no = (-a).sigmoid() * (F.logsigmoid(-a) - F.logsigmoid(-b))
+    return (yes + no).sum() / len(a)
+
+
+def normal_divergence(reference: Tensor, values: Tensor) -> Tensor:
+    r"""Return the divergence of normal distributions of variance 1, averaged over samples.
+
+    .. math:: \frac1n\sum_i \mathrm{KL}(\mathcal N(a_i, I) \,\Vert\, \mathcal N(b_i, I))
+        = \frac1{2n}\sum_i \lVert a_i - b_i\rVert_2^2
+
+    Args:
+        reference: means a, ``(samples, …)``.
+        values: means b, shaped alike.
+    """
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return (reference.to(wide) - values.to(wide)).square().sum() / (2 * len(values))
+
+
+_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": divergence,
+    "bernoulli": bernoulli_divergence,
+    "normal": normal_divergence,
+}
+_OUTPUTS: dict[Any, str] = {
+    F.cross_entropy: "softmax",
+    F.nll_loss: "softmax",
+    nn.CrossEntropyLoss: "softmax",
+    nn.NLLLoss: "softmax",
+    F.binary_cross_entropy_with_logits: "bernoulli",
+    F.multilabel_soft_margin_loss: "bernoulli",
+    nn.BCEWithLogitsLoss: "bernoulli",
+    nn.MultiLabelSoftMarginLoss: "bernoulli",
+    F.mse_loss: "normal",
+    F.l1_loss: "normal",
+    F.smooth_l1_loss: "normal",
+    F.huber_loss: "normal",
+    nn.MSELoss: "normal",
+    nn.L1Loss: "normal",
+    nn.SmoothL1Loss: "normal",
+    nn.HuberLoss: "normal",
+}
+
+
+def outputs_of(loss: Any) -> str | None:
+    """Return which distribution a loss reads from the network's outputs, None where that is not known.
+
+    Example:
+        >>> outputs_of(nn.BCEWithLogitsLoss()), outputs_of(F.mse_loss), outputs_of(len)
+        ('bernoulli', 'normal', None)
+    """
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    kind = next((one for one in type(loss).__mro__ if one in _OUTPUTS), None)
+    if kind is not None:
+        return _OUTPUTS[kind]
+    return _OUTPUTS.get(loss) if isinstance(loss, types.FunctionType) else None
+
+
 class Adversarial(Plugin):
     r"""Add the loss at adversarial inputs to the objective.
 
@@ -53,7 +126,9 @@ class Adversarial(Plugin):
         r_i = \epsilon\, \frac{d_i}{\lVert d_i\rVert_2}
 
     with d the direction in which the divergence grows fastest, by power iteration from a random start. r counts as
-    constant; p is the network's softmax, detached. Each evaluation uses the random draws of the micro-batch's own
+    constant; p is the distribution that the loss reads from the network's outputs, detached: the softmax of logits for
+    cross entropy, a yes or no for each logit for binary cross entropy, normal distributions of variance 1 for losses of
+    regression, where KL is half the squared distance. Each evaluation uses the random draws of the micro-batch's own
     forward (the same dropout masks), and does not change running statistics or logs.
 
     Interactions: a term of the objective like any other, so it is exact under accumulation, mixed precision and several
@@ -67,6 +142,8 @@ class Adversarial(Plugin):
         alpha: strength of the term; 1 weighs clean and adversarial loss equally.
         xi: finite-difference step of VAT's power iteration.
         iterations: number of VAT's power iterations; one usually suffices.
+        outputs: what VAT takes the outputs for: ``"softmax"``, ``"bernoulli"`` or ``"normal"``; None for what torch's
+            losses read, and ``"softmax"`` for other losses where it can be that.
 
     Example:
         >>> Adversarial(eps=0.1, kind="fgsm").describe()
@@ -82,6 +159,7 @@ class Adversarial(Plugin):
     alpha: NonNegative = 1.0
     xi: Positive = 1e-3
     iterations: PositiveInt = 1
+    outputs: Literal["softmax", "bernoulli", "normal"] | None = None
 
     examples = ({"eps": 0.1, "kind": "fgsm"}, {"eps": 2.0, "kind": "vat"})
     absent = ({"alpha": 0.0},)
@@ -91,9 +169,17 @@ class Adversarial(Plugin):
         reason = "the direction counts as constant, though it follows the weights"
         return {"gradcheck": reason} if self.kind == "vat" else {}
 
+    def check(self) -> None:
+        """Refuse outputs where no divergence is computed."""
+        if self.kind == "fgsm" and self.outputs is not None:
+            raise UserError(
+                f"Adversarial(kind='fgsm', outputs={self.outputs!r}): fgsm does not read outputs; leave it out"
+            )
+
     def attach(self, core: Host) -> None:
         """Keep the core, which evaluates the network."""
         self.core_ = core
+        self.divergence_: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def penalty(self, step: Step) -> Tensor | None:
         """Return the term of one micro-batch."""
@@ -120,18 +206,51 @@ class Adversarial(Plugin):
     def _vat(self, x: Tensor, step: Step) -> Tensor:
         with torch.no_grad():
             reference = self._logits(x, step)
+        if self.divergence_ is None:
+            self.divergence_ = _DIVERGENCES[self._outputs(reference, step)]
+        rise_of = self.divergence_
         direction = unit_rows(step.normal(self, x))
         for _ in range(self.iterations):
             direction.requires_grad_()
-            rise = divergence(reference, self._logits(x + self.xi * direction, step))
+            rise = rise_of(reference, self._logits(x + self.xi * direction, step))
             (gradient,) = torch.autograd.grad(rise, direction)
             direction = unit_rows(gradient)
-        return divergence(reference, self._logits(x + self.eps * direction, step))
+        return rise_of(reference, self._logits(x + self.eps * direction, step))
+
+    def _outputs(self, prediction: Tensor, step: Step) -> str:
+        """Return what to take the network's outputs for."""
+        found = self.outputs or outputs_of(self.core_.loss)
+        shape = tuple(prediction.shape)
+        ways = "give outputs='bernoulli' for logits of yes or no, 'normal' for values of a regression"
+        if found is None and (prediction.ndim < 2 or shape[1] == 1):
+            raise UserError(f"{self.name}: kind='vat' with one output a sample, shape {shape}: {ways}; or kind='fgsm'")
+        if found is None and _several_labels(prediction, step.batch):
+            raise UserError(
+                f"{self.name}: kind='vat' with targets shaped like the outputs, {shape}, whose rows do not sum to 1:"
+                f" {ways}, or 'softmax' for logits of classes"
+            )
+        if found in (None, "softmax") and (prediction.ndim < 2 or shape[1] == 1):
+            raise UserError(
+                f"{self.name}: kind='vat' needs logits of shape (samples, classes, …) with two classes or more, and has"
+                f" {shape}: the softmax of one is constant; use a loss of that many outputs, or kind='fgsm'"
+            )
+        return found or "softmax"
 
     def _logits(self, x: Tensor, step: Step) -> Tensor:
         prediction = self.core_.again.evaluate(replace(step.batch, input=x), full_precision=True).prediction
-        if not isinstance(prediction, Tensor) or prediction.ndim < 2:
+        if not isinstance(prediction, Tensor) or not prediction.ndim:
             raise UserError(
                 f"{self.name}: kind='vat' needs predictions of shape (samples, classes, …); use kind='fgsm'"
             )
         return prediction
+
+
+def _several_labels(prediction: Tensor, batch: Any) -> bool:
+    """Return whether targets are numbers for each output that are no distribution over classes."""
+    try:
+        target = clean_target(target_of(batch))
+    except UserError:
+        return False
+    if not isinstance(target, Tensor) or target.shape != prediction.shape:
+        return False
+    return bool((target < 0).any() or ((target.sum(1, dtype=torch.float32) - 1).abs() > 1e-3).any())

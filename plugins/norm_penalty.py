@@ -10,58 +10,15 @@ import torch
 from torch import Tensor
 
 from framework.errors import UserError, some
+from framework.ops.norms import add_group_gradient, add_norm_gradient, group_norm, norm, stacked
 from framework.ops.patterns import Patterns, select_weights
-from framework.ops.proximal import Groups, group_norms, shrink, shrink_groups
-from framework.ops.shards import completed, laid_out_as
-from framework.ops.weights import Weights, split_by_pattern
+from framework.ops.proximal import Groups, shrink, shrink_groups
+from framework.ops.shards import laid_out_as, locals_of
+from framework.ops.tables import other_rows, padding_rows, without_rows
+from framework.ops.units import Units, units_by_weight
+from framework.ops.weights import Training, Weights, split_by_pattern
 from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.settings import Bounds, NonNegative, Probability
-
-
-def norm(weights: list[Tensor], p: float) -> Tensor:
-    r"""Return the norm penalty over all entries of all tensors.
-
-    .. math:: \Omega_p(w) = \frac1p \sum_i |w_i|^p, \qquad \Omega_2 = \tfrac12\|w\|_2^2, \quad \Omega_1 = \|w\|_1
-
-    Example:
-        >>> norm([torch.tensor([3.0, -4.0])], 2).item(), norm([torch.tensor([3.0, -4.0])], 1).item()
-        (12.5, 7.0)
-    """
-    return torch.stack(completed(torch._foreach_norm(weights, p))).pow(p).sum() / p
-
-
-def add_norm_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, p: float) -> None:
-    r"""Add the gradient of :func:`norm`, times a strength, in place.
-
-    .. math:: (\nabla\Omega_p)_i = \operatorname{sign}(w_i)\,|w_i|^{p-1}, \qquad 0 \text{ at } w_i = 0
-    """
-    if p == 2:
-        slope = weights
-    else:
-        slope = list(torch._foreach_sign(weights))
-        if p != 1:
-            size = torch._foreach_abs(weights)
-            torch._foreach_pow_(size, p - 1)
-            torch._foreach_mul_(slope, size)
-    torch._foreach_add_(gradients, slope, alpha=alpha)
-
-
-def group_norm(weights: list[Tensor], groups: Groups) -> Tensor:
-    r"""Return the group lasso penalty, where a group is a row (the inputs of one output unit) or a column of a weight.
-
-    .. math:: \Omega(w) = \sum_g \sqrt{n_g}\, \|w_g\|_2, \qquad n_g = \text{entries of group } g
-    """
-    return torch.stack([lengths.sum() for lengths in group_norms(weights, groups, weigh=True)]).sum()
-
-
-def add_group_gradient(gradients: list[Tensor], weights: list[Tensor], alpha: float, groups: Groups) -> None:
-    r"""Add the gradient of :func:`group_norm`, times a strength, in place.
-
-    .. math:: (\nabla\Omega)_g = \sqrt{n_g}\, \frac{w_g}{\|w_g\|_2}, \qquad 0 \text{ at } w_g = 0
-    """
-    lengths = group_norms(weights, groups, weigh=False)
-    torch._foreach_clamp_min_(lengths, torch.finfo(lengths[0].dtype).tiny)
-    torch._foreach_addcdiv_(gradients, weights, lengths, value=alpha)
 
 
 class NormPenalty(Plugin):
@@ -79,7 +36,8 @@ class NormPenalty(Plugin):
     with :math:`w - w_0` in place of :math:`w` if the penalty is around the starting point :math:`w_0` (L2-SP if p = 2).
     The gradient, in closed form, is added to that of the data loss once per optimizer step, and Ω itself is computed
     only when it is logged. At 0, where ‖·‖₁ and ‖·‖₂ have no gradient, 0 is used. A trainable weight that the step did
-    not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing.
+    not use gets :math:`\alpha\nabla\Omega` alone, which is the gradient of J̃; a frozen one gets nothing, and neither
+    does the row of an embedding that ``padding_idx`` keeps from training. Of complex weights |w| is the absolute value.
 
     ``proximal`` applies the penalty's proximal operator after each update, with the learning rate η of the weight's
     parameter group, instead of adding its gradient. For p = 1 and group lasso that gives exact zeros:
@@ -92,10 +50,13 @@ class NormPenalty(Plugin):
             1e-3 to 1e-1 around the start.
         p: exponent of the norm, at least 1.
         l1_ratio: r of the elastic net, from 0 (L2) to 1 (L1); None for the p-norm.
-        groups: group lasso over ``"rows"`` (output units: the first dimension) or ``"columns"`` (inputs: the second).
+        groups: group lasso over ``"rows"`` (output units) or ``"columns"`` (inputs), wherever the layer has them:
+            mostly in the first and second dimension, the other way round in transposed convolutions and embeddings,
+            whose columns are tokens; ``groups`` of a convolution count.
         around: ``"zero"``, or ``"start"`` for the weights at the start of the run, such as pretrained ones.
         proximal: proximal step in place of the gradient; for p = 1, p = 2, elastic net and group lasso.
-        weights: patterns of the weights to penalize, among those that are trainable at the start of the run.
+        weights: patterns of the weights to penalize. They follow what is frozen and unfrozen during the run; one that
+            is unfrozen starts, for ``around="start"``, at its value then.
         biases: penalize biases and norm gains too.
         scale: a factor on every α, which a :class:`~plugins.strength_schedule.StrengthSchedule` can vary.
 
@@ -155,27 +116,37 @@ class NormPenalty(Plugin):
     def attach(self, core: Host) -> None:
         """Select the weights and store their starting point."""
         who = f"NormPenalty(weights={self.weights!r})"
-        chosen = select_weights(core.model, self.weights, who=who, biases=self.biases)
+        chosen = select_weights(core.model, self.weights, who=who, biases=self.biases, frozen=True)
         if isinstance(self.alpha, dict):
-            self.parts_ = split_by_pattern(
-                core.model, chosen, self.alpha, who="NormPenalty(alpha=)", biases=self.biases
+            self.all_ = split_by_pattern(
+                core.model, chosen, self.alpha, who="NormPenalty(alpha=)", biases=self.biases, frozen=True
             )
         else:
-            self.parts_ = [Weights("", list(chosen), [*chosen.values()])]
+            self.all_ = [Weights("", list(chosen), [*chosen.values()])]
+        self.start_: dict[str, Tensor] = {}
+        self.rows_ = padding_rows(core.model)
+        self.units_ = units_by_weight(core.model) if self.groups is not None else {}
+        self.training_ = Training(weight for part in self.all_ for weight in part.weights)
+        self._select()
+
+    def _select(self) -> None:
+        """Choose the weights that train now; the starting point of one that was frozen so far is its value."""
+        live = [part.only([weight.requires_grad for weight in part.weights]) for part in self.all_]
+        self.parts_ = [part for part in live if part.weights]
         self.shares_: list[tuple[int, Weights]] | None = None
         self.pieces_: list[Weights] | None = None
         if self.around == "start":
-            self._start_at({name: w.detach().clone() for part in self.parts_ for name, w in part.named()})
+            for part in self.parts_:
+                for name, weight in part.named():
+                    if name not in self.start_:
+                        self.start_[name] = weight.detach().clone()
+                    self.start_[name] = laid_out_as(self.start_[name].to(weight), weight)
+                part.start = [self.start_[name] for name in part.names]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the starting point to the weights' device, where Lightning has moved them."""
         if self.around == "start":
-            self._start_at(self.state_dict()["start"])
-
-    def _start_at(self, start: dict[str, Tensor]) -> None:
-        for part in self.parts_:
-            part.start = [laid_out_as(start[name].to(weight), weight) for name, weight in part.named()]
-        self.shares_ = self.pieces_ = None
+            self._select()
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
         """Report L2 in addition to weight decay, and a norm that another plugin adds too."""
@@ -211,23 +182,33 @@ class NormPenalty(Plugin):
 
     def weight_penalty(self, step: Step) -> Tensor:
         """Return αΩ over all weights."""
-        terms = [self._strength(part) * self._value(part.offset()) for part in self.parts_]
-        return torch.stack([term.to(terms[0]) for term in terms]).sum()
+        if self.training_.changed():
+            self._select()
+        terms = [self._strength(part) * self._value(part) for part in self.parts_]
+        return stacked([term.to(terms[0].device) for term in terms]).sum() if terms else torch.zeros(())
 
-    def _value(self, weights: list[Tensor]) -> Tensor:
-        if weights[0].dtype in (torch.float16, torch.bfloat16):
-            weights = [weight.float() for weight in weights]
+    def _value(self, part: Weights) -> Tensor:
+        weights = self._offset(part)
         if self.groups is not None:
-            return group_norm(weights, self.groups)
+            return group_norm(weights, self.groups, self._units(part))
         if self.l1_ratio is not None:
             return self.l1_ratio * norm(weights, 1) + (1 - self.l1_ratio) * norm(weights, 2)
         return norm(weights, self.p)
+
+    def _offset(self, part: Weights) -> list[Tensor]:
+        """Return w - w₀, 0 in rows of embeddings that never train."""
+        return without_rows(part.offset(), part.weights, self.rows_) if self.rows_ else part.offset()
+
+    def _units(self, part: Weights) -> list[Units]:
+        return [self.units_[weight] for weight in part.weights]
 
     @torch.no_grad()
     def weight_penalty_gradient(self, step: Step) -> None:
         """Add α∇Ω to the weights' gradients."""
         if self.proximal:
             return
+        if self.training_.changed():
+            self._select()
         if self.pieces_ is None:
             self.pieces_ = [piece for part in self.parts_ for piece in part.cut()]
         for part in self.pieces_:
@@ -240,27 +221,34 @@ class NormPenalty(Plugin):
         if any(gradient is None for gradient in gradients):
             part = part.trained()
             gradients = [weight.grad for weight in part.weights]
+        if sparse := [name for (name, _), g in zip(part.named(), gradients, strict=True) if cast(Tensor, g).is_sparse]:
+            raise UserError(
+                f"NormPenalty(weights={self.weights!r}): {some(sparse)} has sparse gradients, and a penalty acts on all"
+                " rows; make the layer with sparse=False, leave the weight out by weights=, or use proximal=True"
+            )
         if gradients:
             self._add_slope(cast(list[Tensor], gradients), part, alpha)
 
     def _add_slope(self, gradients: list[Tensor], part: Weights, alpha: float) -> None:
         if self.groups is not None:
-            add_group_gradient(gradients, part.offset(), alpha, self.groups)
+            add_group_gradient(gradients, self._offset(part), alpha, self.groups, self._units(part))
         elif self.l1_ratio is not None:
-            weights = part.offset()
+            weights = self._offset(part)
             add_norm_gradient(gradients, weights, alpha * self.l1_ratio, 1)
             add_norm_gradient(gradients, weights, alpha * (1 - self.l1_ratio), 2)
-        elif self.p == 2 and part.start:  # two additions in place cost less than a list of differences
+        elif self.p == 2 and part.start and not self.rows_:  # two additions in place cost less than differences
             add_norm_gradient(gradients, part.weights, alpha, 2)
             add_norm_gradient(gradients, part.start, -alpha, 2)
         else:
-            add_norm_gradient(gradients, part.offset(), alpha, self.p)
+            add_norm_gradient(gradients, self._offset(part), alpha, self.p)
 
     def after_update(self, step: Step) -> None:
         """Apply the proximal operator, with the learning rate of the update."""
         if not self.proximal:
             return
         assert step.optimizer is not None
+        if self.training_.changed():
+            self._select()
         groups = step.optimizer.param_groups
         if self.shares_ is None:
             owned = [share for part in self.parts_ for share in part.by_group(groups)]
@@ -271,20 +259,26 @@ class NormPenalty(Plugin):
                 self._shrink(part, amount)
 
     def _shrink(self, part: Weights, amount: float) -> None:
+        masks = {weight: other_rows(weight, self.rows_[weight]) for weight in part.weights if weight in self.rows_}
+        kept = [weight.clone() for weight in locals_of(masks)]
         offset = part.offset()
+        for place, weight in enumerate(part.weights):
+            if weight in masks:
+                offset[place].mul_(masks[weight])  # a row that never trains is in no group
         if self.groups is not None:
-            shrink_groups(offset, amount, self.groups)
+            shrink_groups(offset, amount, self.groups, self._units(part))
         else:
             l1 = float(self.p == 1) if self.l1_ratio is None else self.l1_ratio
             shrink(offset, amount * l1, amount * (1 - l1))
         if part.start:
             torch._foreach_copy_(part.weights, torch._foreach_add(part.start, offset))
+        for weight, mask, old in zip(locals_of(masks), locals_of(masks.values()), kept, strict=True):
+            weight.copy_(torch.where(mask, weight, old))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the starting point, which a resumed run could not reconstruct."""
-        parts = getattr(self, "parts_", [])
-        start = {name: w for part in parts if part.start for name, w in zip(part.names, part.start, strict=True)}
-        return {"start": start} if start else {}
+        start = getattr(self, "start_", {})
+        return {"start": dict(start)} if start else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the starting point from a checkpoint."""
@@ -292,4 +286,5 @@ class NormPenalty(Plugin):
             start = state_dict.get("start", {})
             if absent := [name for part in self.parts_ for name in part.names if name not in start]:
                 raise UserError(f"NormPenalty(around='start'): the checkpoint has no starting point of {absent[0]!r}")
-            self._start_at(start)
+            self.start_ = dict(start)
+            self._select()

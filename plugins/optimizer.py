@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from framework.errors import UserError, did_you_mean
-from framework.ops.clip import clip_by_norm_
+from framework.ops.clip import clip_by_norm_, clip_by_value_, total_norm
 from framework.ops.muon import Muon
 from framework.ops.patterns import Patterns, is_weight, select_weights
+from framework.ops.tables import tables
 from framework.plugin import Host, Plugin, Step
 from framework.settings import NonNegative, Positive
 
@@ -117,7 +118,7 @@ class Optimizer(Plugin):
             ``{"head.*": {"lr_scale": 10.0, "decay_scale": 0.0}}``.
         decay_biases: apply decay to biases and norm gains too.
         adamw: with Muon, patterns of matrices for AdamW, commonly the output head; embeddings, which are tables
-            rather than linear maps, always use AdamW.
+            rather than linear maps, always use AdamW, also where they are tied to a head, and so do complex matrices.
         fused: use the fused kernel, some five times as fast on a CPU; None to use it for torch's own classes where
             it works.
         clip_norm: c, the largest global Euclidean norm of the gradients; 1.0 is usual.
@@ -212,8 +213,9 @@ class Optimizer(Plugin):
             for name, parameter in layer.named_parameters(recurse=False):
                 if self.decay_biases or is_weight(layer, name, parameter):
                     self.decaying_.add(id(parameter))
-                if parameter.ndim == 2 and not table and is_weight(layer, name, parameter):
+                if parameter.ndim == 2 and is_weight(layer, name, parameter) and not parameter.is_complex():
                     self.matrices_.add(id(parameter))
+        self.matrices_ -= {id(table) for table in tables(core.model)}
         if self.adamw:
             named = select_weights(core.model, self.adamw, who=f"Optimizer(adamw={self.adamw!r})")
             self.matrices_ -= {id(parameter) for parameter in named.values()}
@@ -274,6 +276,6 @@ class Optimizer(Plugin):
             step.record("grad_norm", clip_by_norm_(gradients, self.clip_norm))
         elif self.clip_value is not None:
             if step.logged:
-                step.record("grad_norm", nn.utils.get_total_norm(gradients))
-            nn.utils.clip_grad_value_(parameters, self.clip_value)
+                step.record("grad_norm", total_norm(gradients))
+            clip_by_value_(parameters, self.clip_value)
         return True

@@ -12,23 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from framework.data import input_of
+from framework.errors import UserError
 from framework.ops.shards import copy_into, laid_out_as, locals_of
+from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.settings import PositiveInt, Probability
 
 
-def exponential_share(updates: int, decay: float) -> float:
+def exponential_share(updates: int, decay: float, *, warmup: bool = True) -> float:
     r"""Return the share of the new weights in an exponential moving average.
 
-    .. math:: \bar\theta \leftarrow d_t\bar\theta + (1 - d_t)\theta, \qquad d_t = \min\Big(d, \frac{1 + t}{10 + t}\Big)
+    .. math:: \bar\theta \leftarrow d_t\bar\theta + (1 - d_t)\theta, \qquad
+        d_t = \min\Big(d, \frac{1 + t}{10 + t}\Big) \text{ with warm-up}, \qquad d_t = d \text{ without}
 
-    The decay is smaller at first, so that the average forgets the random start.
+    With warm-up the decay is smaller at first, so that the average forgets the random start. Without it the average is
+    that of ``torch.optim.swa_utils.get_ema_multi_avg_fn(d)``.
 
     Args:
         updates: number of earlier updates, t.
         decay: the decay d.
+        warmup: let the decay grow.
+
+    Example:
+        >>> exponential_share(0, 0.75), exponential_share(0, 0.75, warmup=False)
+        (0.9, 0.25)
     """
-    return 1.0 - min(decay, (1.0 + updates) / (10.0 + updates))
+    return 1.0 - (min(decay, (1.0 + updates) / (10.0 + updates)) if warmup else decay)
 
 
 def equal_share(updates: int) -> float:
@@ -57,9 +66,10 @@ class WeightAverage(Plugin):
     that does not decay to zero.
 
     The network holds the average during validation, test, prediction and export, and gets the raw weights back however
-    these end. Checkpoints hold the raw weights under the network's names, and the average beside them. Before the first
-    average is taken nothing is swapped. Running statistics of BatchNorm do not fit averaged weights: they are computed
-    again over ``batches`` training batches, before transforms on the device.
+    these end. A weight that is unfrozen during the run is averaged as if it had been from the start. Checkpoints hold
+    the raw weights under the network's names, and the average beside them. Before the first average is taken nothing is
+    swapped. Running statistics of BatchNorm do not fit averaged weights: they are computed again over ``batches``
+    training batches, before transforms on the device.
 
     Interactions: an update counts only once it has happened, so steps that a GradScaler skips do not count.
     ``EarlyStopping`` restores the average of the best validation. Costs one copy of the weights, and a second one while
@@ -72,14 +82,18 @@ class WeightAverage(Plugin):
         start: share of the run before averaging begins; 0.75 is common for ``swa``.
         every: updates between two terms of the average.
         batches: training batches from which BatchNorm's statistics are computed.
+        warmup: let the decay of ``ema`` grow to its value; False for one decay throughout, as torch, Lightning and
+            Composer have it, in which the first term keeps the share ``decay ** updates``.
 
     Example:
         >>> WeightAverage("swa", start=0.75).describe()
         "WeightAverage(kind='swa', start=0.75)"
 
     Source:
-        Polyak and Juditsky (1992); Izmailov et al. (2018), Averaging Weights Leads to Wider Optima and Better
-        Generalization; the growing decay as in Tarvainen and Valpola (2017), Mean teachers.
+        Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging; Izmailov et al. (2018),
+        Averaging Weights Leads to Wider Optima and Better Generalization; Tarvainen and Valpola (2017), Mean teachers
+        are better role models (ema; their decay grows as 1 - 1/(t + 1)); the growing decay (1 + t)/(10 + t) is that of
+        TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
     """
 
     kind: Literal["ema", "swa"] = "ema"
@@ -87,8 +101,14 @@ class WeightAverage(Plugin):
     start: Probability = 0.0
     every: PositiveInt = 1
     batches: PositiveInt = 32
+    warmup: bool = True
 
-    examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2})
+    examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2}, {"decay": 0.9, "warmup": False})
+
+    def check(self) -> None:
+        """Refuse a warm-up of a mean, which has no decay."""
+        if self.kind == "swa" and not self.warmup:
+            raise UserError("WeightAverage(kind='swa', warmup=False): swa has no decay to warm up; leave warmup out")
 
     def limits(self) -> Mapping[str, str]:
         """Return which guarantee does not hold: evaluation uses the average."""
@@ -107,14 +127,30 @@ class WeightAverage(Plugin):
 
     def attach(self, core: Host) -> None:
         """Select the trainable weights; tied ones are listed once."""
-        self.names_ = [name for name, p in core.model.named_parameters() if p.requires_grad]
-        self.weights_ = [p for p in core.model.parameters() if p.requires_grad]
+        self.all_ = dict(core.model.named_parameters())
+        self.names_ = [name for name, p in self.all_.items() if p.requires_grad]
+        self.weights_: list[Tensor] = [self.all_[name] for name in self.names_]
+        self.training_ = Training(self.all_.values())
+        self.complete_ = True
         self.averages_: list[Tensor] = []
         self.updates_ = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the average to the weights' device, which a later phase of training may have changed."""
         self.averages_ = [average.to(w.device) for average, w in zip(self.averages_, self.weights_, strict=False)]
+
+    def begin_step(self, step: Step) -> None:
+        """Take up weights that were frozen so far; until now the mean of their values was the value itself."""
+        if not self.training_.changed() and self.complete_:
+            return
+        self.complete_ = True
+        known = set(self.names_)
+        for name, weight in self.all_.items():
+            if weight.requires_grad and name not in known:
+                self.names_.append(name)
+                self.weights_.append(weight)
+                if self.averages_:
+                    self.averages_.append(weight.detach().clone())
 
     def after_update(self, step: Step) -> None:
         """Add the current weights to the average."""
@@ -124,7 +160,8 @@ class WeightAverage(Plugin):
             self.averages_ = [weight.detach().clone() for weight in self.weights_]
         else:
             t = self.updates_
-            share = exponential_share(t, self.decay) if self.kind == "ema" else equal_share(t)
+            ema = self.kind == "ema"
+            share = exponential_share(t, self.decay, warmup=self.warmup) if ema else equal_share(t)
             average_(self.averages_, self.weights_, share)
         self.updates_ += 1
 
@@ -172,5 +209,11 @@ class WeightAverage(Plugin):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the average."""
         self.updates_ = state_dict["updates"]
-        kept, named = state_dict["averages"], zip(self.names_, self.weights_, strict=True)
+        kept = state_dict["averages"]
+        if kept:
+            # by name: other weights may have trained when it was written than train now
+            self.names_ = [name for name in self.all_ if name in kept]
+            self.weights_ = [self.all_[name] for name in self.names_]
+            self.complete_ = False
+        named = zip(self.names_, self.weights_, strict=True)
         self.averages_ = [laid_out_as(kept[n].to(w), w) for n, w in named] if kept else []

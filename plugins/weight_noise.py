@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,8 @@ from framework.errors import some
 from framework.ops.noise import normals
 from framework.ops.patterns import Patterns, is_norm, select_weights
 from framework.ops.shards import is_sharded, laid_out_as, locals_of
+from framework.ops.tables import padding_rows
+from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step, overrides
 from framework.settings import NonNegative
 
@@ -29,10 +32,12 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
         w \leftarrow w + \sigma\varepsilon \quad\text{(gaussian)}, \qquad
         w \leftarrow w (1 + \sigma\varepsilon) \quad\text{(relative)}
 
+    For complex weights :math:`\varepsilon = (\varepsilon_1 + i\varepsilon_2) / \sqrt2`, a complex normal number.
+
     Args:
         weights: tensors, changed in place.
         std: :math:`\sigma`.
-        noise: a flat vector :math:`\varepsilon` with one number per entry of the weights.
+        noise: a flat vector :math:`\varepsilon` with one number per entry of the weights, two where they are complex.
         kind: ``"gaussian"`` or ``"relative"``.
 
     Example:
@@ -40,12 +45,23 @@ def perturb(weights: list[Tensor], std: float, noise: Tensor, kind: WeightNoiseK
         >>> perturb([w], 0.5, torch.tensor([1.0, -1.0]), "relative"); w.tolist()
         [[1.5, 1.0]]
     """
-    parts = torch.split(noise, [weight.numel() for weight in weights])
-    views = [part if weight.ndim == 1 else part.view_as(weight) for part, weight in zip(parts, weights, strict=True)]
+    parts = torch.split(noise, [numbers(weight) for weight in weights])
+    views = [_shaped_as(weight, part) for part, weight in zip(parts, weights, strict=True)]
     if kind == "gaussian":
         torch._foreach_add_(weights, views, alpha=std)
     else:
         torch._foreach_addcmul_(weights, weights, views, value=std)
+
+
+def numbers(weight: Tensor) -> int:
+    """Return how many real numbers a tensor holds."""
+    return weight.numel() * (2 if weight.is_complex() else 1)
+
+
+def _shaped_as(weight: Tensor, part: Tensor) -> Tensor:
+    if weight.is_complex():
+        return torch.view_as_complex(part.reshape(*weight.shape, 2)) * math.sqrt(0.5)
+    return part if weight.ndim == 1 else part.view_as(weight)
 
 
 def normalized(model: nn.Module) -> set[Tensor]:
@@ -82,15 +98,15 @@ def shares_of(weights: Sequence[Tensor], limit: int) -> list[Share]:
     shares: list[Share] = []
     start, room = 0, 0
     for weight in weights:
-        size, whole = weight.numel(), weight.detach()
+        size, whole = numbers(weight), weight.detach()
         if is_sharded(weight):
             shares.append(Share(start, size, [whole]))
             room = 0
         elif size > limit and weight.ndim:
             width = size // len(whole)
             cuts = [_flat(rows) for rows in torch.split(whole, max(limit // width, 1))]
-            ends = itertools.accumulate((cut.numel() for cut in cuts), initial=start)
-            shares += [Share(at, cut.numel(), [cut]) for at, cut in zip(ends, cuts, strict=False)]
+            ends = itertools.accumulate((numbers(cut) for cut in cuts), initial=start)
+            shares += [Share(at, numbers(cut), [cut]) for at, cut in zip(ends, cuts, strict=False)]
             room = 0
         elif size <= room:
             last = shares[-1]
@@ -125,7 +141,9 @@ class WeightNoise(Plugin):
     Args:
         std: :math:`\sigma`; 0.01 to 0.1 (gaussian; 0.075 for LSTMs), 0.05 to 0.3 (relative). Zero is no noise.
         kind: ``"gaussian"`` or ``"relative"``.
-        weights: patterns over names of weights, names of layers or class names of layers, such as ``"LSTM"``.
+        weights: patterns over names of weights, names of layers or class names of layers, such as ``"LSTM"``. Frozen
+            weights get no noise, also where they are frozen or unfrozen during the run, nor do padding's rows of
+            embeddings.
         fresh: ``"step"``, one draw per optimizer step, the same in each micro-batch and rank, so that k micro-batches
             equal one batch; or ``"sequence"``, one draw per micro-batch and rank: with ``batch_size=1`` one draw per
             training sequence, constant from its first frame to its last.
@@ -174,8 +192,16 @@ class WeightNoise(Plugin):
 
     def attach(self, core: Host) -> None:
         """Select the weights."""
-        chosen = select_weights(core.model, self.weights, who=self.describe(), biases=self.biases)
-        self.names_, self.weights_ = list(chosen), list(chosen.values())
+        self.all_ = select_weights(core.model, self.weights, who=self.describe(), biases=self.biases, frozen=True)
+        self.training_ = Training(self.all_.values())
+        self.padding_ = padding_rows(core.model)
+        self._select()
+
+    def _select(self) -> None:
+        """Choose the weights that train now."""
+        live = {name: weight for name, weight in self.all_.items() if weight.requires_grad}
+        self.names_, self.weights_ = list(live), list(live.values())
+        self.still_ = self._still()
         self.places_: list[tuple[int, torch.dtype]] = []
         self.shares_: list[Share] = []
 
@@ -195,10 +221,12 @@ class WeightNoise(Plugin):
 
     def edit_weights(self, step: Step) -> None:
         """Add noise to the weights; the core restores the clean ones after backward."""
-        if not self.std:
+        if self.training_.changed():
+            self._select()
+        if not self.std or not self.weights_:
             return
         weights = step.edits.save(self.weights_)
-        device, dtype = weights[0].device, weights[0].dtype
+        device, dtype = weights[0].device, weights[0].dtype.to_real()
         stream = step.stream(self.name)
         where = (step.index,) if self.fresh == "step" else (step.index, step.micro, step.rank)
         # half precision is too coarse for the noise; only the sum is rounded, once
@@ -207,10 +235,20 @@ class WeightNoise(Plugin):
         room = shares[-1].start + shares[-1].size
         for start, size, views in shares:
             noise = normals(stream, *where, room=room, start=start, size=size, device=device).to(wide)
+            for low, high in self.still_:
+                noise[max(low - start, 0) : max(high - start, 0)] = 0
             if is_sharded(views[0]):  # a rank adds its shard of the noise to its shard of the weight
                 (noise,) = locals_of([laid_out_as(noise.view(views[0].shape), views[0])])
                 views, noise = locals_of(views), noise.reshape(-1)
             perturb(views, self.std, noise, self.kind)
+
+    def _still(self) -> list[tuple[int, int]]:
+        """Return the ranges of the noise that belong to rows of embeddings that never train."""
+        starts = itertools.accumulate(map(numbers, self.weights_), initial=0)
+        owned = [(at, w) for at, w in zip(starts, self.weights_, strict=False) if w in self.padding_]
+        widths = [numbers(weight) // len(weight) for _, weight in owned]
+        lows = [at + self.padding_[w] * width for (at, w), width in zip(owned, widths, strict=True)]
+        return [(low, low + width) for low, width in zip(lows, widths, strict=True)]
 
     def _shares(self, weights: list[Tensor]) -> list[Share]:
         """Return the shares, computed again if the weights have moved, such as to another device."""

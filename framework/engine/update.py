@@ -19,7 +19,7 @@ from framework.engine.objective import Objective
 from framework.engine.skips import Skips
 from framework.engine.stepper import Stepper
 from framework.errors import UserError
-from framework.ops.clip import clip_by_norm_
+from framework.ops.clip import clip_by_norm_, clip_by_value_, total_norm
 from framework.settings import Positive, problem_of
 
 
@@ -213,13 +213,13 @@ class Update:
         clipped = self._answers.sole("clip_gradients", step, rival=trainers)
         if self._clip_value is not None:
             if self._clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(self._parameters, self._clip_value)
+                clip_by_value_(self._parameters, self._clip_value)
             else:
                 gradients = [p.grad for p in self._parameters if p.grad is not None]
                 step.record("grad_norm", clip_by_norm_(gradients, self._clip_value))
         elif not clipped and step.logged:
             gradients = [p.grad for p in self._parameters if p.grad is not None]
-            step.record("grad_norm", torch.nn.utils.get_total_norm(gradients))
+            step.record("grad_norm", total_norm(gradients))
 
     @torch.no_grad()
     def weight_terms(self) -> dict[str, Tensor]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Union
 
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
 from framework.errors import UserError, did_you_mean
 
@@ -31,6 +34,8 @@ def as_patterns(patterns: Patterns) -> tuple[str, ...]:
 def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str, nn.Module]:
     """Return the layers whose qualified name or class name matches one of the patterns, in the model's order.
 
+    A layer that is used under several names is listed by its first name and matched by all of them.
+
     Args:
         model: the user's network.
         patterns: shell patterns such as ``"encoder.*"``, ``"ReLU"`` or ``"1,3"``.
@@ -39,21 +44,29 @@ def select_layers(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str
     Raises:
         UserError: if a pattern matches no layer, or no pattern is given; the message lists the layers.
     """
-    layers = {name: layer for name, layer in model.named_modules() if name}
+    layers: dict[str, nn.Module] = {}
+    known_as: dict[str, set[str]] = {}
+    names: dict[nn.Module, str] = {}
+    for full, layer in model.named_modules(remove_duplicate=False):
+        if full and layer is not model:
+            name = names.setdefault(layer, full)
+            layers[name] = layer
+            known_as.setdefault(name, set()).update((full, type(layer).__name__))
     chosen: set[str] = set()
     for pattern in _some(patterns, who):
-        found = {
-            name
-            for name, layer in layers.items()
-            if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(type(layer).__name__, pattern)
-        }
+        found = _matching(known_as, pattern)
         if not found:
-            known = [*layers, *(type(layer).__name__ for layer in layers.values())]
+            known = [*set[str]().union(*known_as.values())]
             raise UserError(
-                f"{who}: pattern {pattern!r} matches no layer of {type(model).__name__}{did_you_mean(pattern, known)}"
+                f"{who}: pattern {pattern!r} matches no layer of {type(model).__name__}"
+                f"{did_you_mean(pattern, sorted(known))}"
             )
         chosen |= found
     return {name: layer for name, layer in layers.items() if name in chosen}
+
+
+def _matching(known_as: Mapping[str, set[str]], pattern: str) -> set[str]:
+    return {name for name, texts in known_as.items() if any(fnmatch.fnmatchcase(t, pattern) for t in texts)}
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -68,41 +81,44 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def select_weights(
-    model: nn.Module, patterns: Patterns = "*", *, who: str, biases: bool = False
+    model: nn.Module, patterns: Patterns = "*", *, who: str, biases: bool = False, frozen: bool = False
 ) -> dict[str, nn.Parameter]:
-    """Return the trainable weights that match one of the patterns, by qualified name; tied ones are listed once.
+    """Return the trainable weights that match one of the patterns, by qualified name; shared ones are listed once.
 
-    By default only weights are selected: parameters of at least two dimensions that belong to no normalization layer
-    and are not called bias. A pattern is matched against the parameter's qualified name, the name of its layer and the
-    class name of its layer.
+    By default only weights are selected: parameters of at least two dimensions that are no gain of a normalization and
+    are not called bias. A pattern is matched against the parameter's qualified name, the name of its layer and the
+    class name of its layer. A weight of several names, tied or in a shared layer, is listed by its first name and
+    matched by all of them.
 
     Args:
         model: the user's network.
         patterns: shell patterns such as ``"*"``, ``"lstm.*"``, ``"Linear"``, ``"*.weight_hh_*"``.
         who: what the error names.
         biases: select biases and norm gains as well.
+        frozen: return frozen weights that match as well, for a selection that follows what is frozen and unfrozen.
 
     Raises:
-        UserError: if a pattern matches no weight, or no pattern is given; the message lists the weights.
+        UserError: if a pattern matches no trainable weight, or no pattern is given; the message lists the weights.
     """
     weights: dict[str, nn.Parameter] = {}
     known_as: dict[str, set[str]] = {}
     names: dict[nn.Parameter, str] = {}
-    for prefix, layer in model.named_modules():
+    for prefix, layer in model.named_modules(remove_duplicate=False):
         for short, parameter in layer.named_parameters(recurse=False):
-            if parameter.requires_grad and (biases or is_weight(layer, short, parameter)):
+            if biases or is_weight(layer, short, parameter):
                 full = f"{prefix}.{short}" if prefix else short
-                name = names.setdefault(parameter, full)  # a tied weight is listed by its first name and matched by all
+                name = names.setdefault(parameter, full)
                 weights[name] = parameter
                 known_as.setdefault(name, set()).update((full, prefix, type(layer).__name__))
+    trainable = {name for name, weight in weights.items() if weight.requires_grad}
     chosen: set[str] = set()
     for pattern in _some(patterns, who):
-        found = {name for name, texts in known_as.items() if any(fnmatch.fnmatchcase(t, pattern) for t in texts)}
-        if not found:
-            hint = did_you_mean(pattern, weights)
+        found = _matching(known_as, pattern)
+        if not found & trainable:
+            hint = did_you_mean(pattern, [name for name in weights if name in trainable])
             raise UserError(f"{who}: pattern {pattern!r} matches no weight of {type(model).__name__}{hint}")
         chosen |= found
-    return {name: weight for name, weight in weights.items() if name in chosen}
+    return {name: w for name, w in weights.items() if name in chosen and (frozen or name in trainable)}
 
 
 def _some(patterns: Patterns, who: str) -> tuple[str, ...]:
@@ -113,8 +129,16 @@ def _some(patterns: Patterns, who: str) -> tuple[str, ...]:
 
 
 def is_weight(layer: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is a weight: at least two dimensions, no norm layer, no ``bias`` in its name."""
-    return parameter.ndim >= 2 and not is_norm(layer) and "bias" not in name
+    """Return whether a parameter is a weight: at least two dimensions, no gain of a norm, no ``bias`` in its name."""
+    return parameter.ndim >= 2 and not is_norm(layer) and "bias" not in name and not _is_length(layer, name)
+
+
+def _is_length(layer: nn.Module, name: str) -> bool:
+    """Return whether a parameter holds the lengths g of weight normalization, g v/|v|, in torch's new or old form."""
+    if isinstance(layer, ParametrizationList):
+        return name == "original0" and isinstance(layer[0], parametrizations._WeightNorm)
+    hooks = layer._forward_pre_hooks.values()
+    return any(isinstance(hook, WeightNorm) and name == f"{hook.name}_g" for hook in hooks)
 
 
 def is_norm(layer: nn.Module) -> bool:

@@ -17,6 +17,29 @@ from framework.ops.patterns import select_weights
 _IN_CACHE = 1 << 17
 
 
+class Training:
+    """Follows which of some weights train, as layers are frozen and unfrozen during a run.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> training = Training([weight])
+        >>> training.changed(), bool(weight.requires_grad_(False).sum()), training.changed(), training.changed()
+        (False, True, True, False)
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self._weights = list(weights)
+        self._flags = [weight.requires_grad for weight in self._weights]
+
+    def changed(self) -> bool:
+        """Return whether other weights train than at the last call, or at first than at construction."""
+        flags = [weight.requires_grad for weight in self._weights]
+        if flags == self._flags:
+            return False
+        self._flags = flags
+        return True
+
+
 @dataclasses.dataclass
 class Weights:
     """Weights with their names and, if any, the reference values :math:`w_0` that they are measured from.
@@ -82,7 +105,13 @@ class Weights:
 
 
 def split_by_pattern(
-    model: nn.Module, chosen: Mapping[str, Tensor], patterns: Iterable[str], *, who: str, biases: bool = False
+    model: nn.Module,
+    chosen: Mapping[str, Tensor],
+    patterns: Iterable[str],
+    *,
+    who: str,
+    biases: bool = False,
+    frozen: bool = False,
 ) -> list[Weights]:
     """Return the chosen weights by the first pattern that matches each; those that none matches are left out.
 
@@ -92,13 +121,15 @@ def split_by_pattern(
         patterns: see :func:`framework.ops.patterns.select_weights`.
         who: what the error names, such as ``"NormPenalty(alpha=)"``.
         biases: whether patterns match biases and norm gains as well.
+        frozen: whether frozen weights are among the chosen ones.
 
     Raises:
         UserError: where a pattern matches no weight, or none that an earlier pattern has left.
     """
     left, parts = dict(chosen), []
     for pattern in patterns:
-        found = [name for name in select_weights(model, pattern, who=who, biases=biases) if name in left]
+        matched = select_weights(model, pattern, who=who, biases=biases, frozen=frozen)
+        found = [name for name in matched if name in left]
         if not found:
             raise UserError(
                 f"{who}: pattern {pattern!r} gets no weight that is left; the first match holds, so move it up, or"

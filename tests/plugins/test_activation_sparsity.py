@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from framework import Core, Data, Plugin, Recipe, UserError, fit
 from framework.data.batch import input_of, replace
-from plugins.activation_sparsity import ActivationSparsity, k_winners, kl, l1, rows_of_units
+from framework.ops.rates import kl, rows_of_units
+from plugins.activation_sparsity import ActivationSparsity, k_winners, l1
+from plugins.optimizer import Optimizer
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.linspace(-1, 1, 8)).unsqueeze(1)
@@ -94,32 +96,6 @@ def test_l1_by_hand():
     value.backward()
     assert value.item() == 2.0
     assert h.grad.tolist() == [[0.5, -0.5, 0.0], [0.5, 0.0, 0.5]]
-
-
-def test_kl_is_that_of_bernoulli_variables():
-    h, rho = torch.rand(10, 6, dtype=torch.float64), 0.1
-    target, rate = torch.distributions.Bernoulli(torch.tensor(rho)), torch.distributions.Bernoulli(h.mean(0))
-    expected = torch.distributions.kl_divergence(target, rate).sum()
-    torch.testing.assert_close(kl(h, rho), expected)
-
-
-def test_kl_and_its_gradient_in_closed_form():
-    h, rho = torch.rand(10, 6, dtype=torch.float64, requires_grad=True), 0.1
-    (gradient,) = torch.autograd.grad(kl(h, rho), h)
-    rate = h.detach().mean(0)
-    torch.testing.assert_close(gradient, ((-rho / rate + (1 - rho) / (1 - rate)) / 10).expand(10, 6))
-    assert torch.autograd.gradcheck(lambda h: kl(h, rho), h)
-
-
-def test_kl_is_zero_at_the_target_and_finite_at_both_ends():
-    assert kl(torch.full((4, 3), 0.3), 0.3).abs() < 1e-6
-    for end in (0.0, 1.0):
-        h = torch.full((4, 3), end, requires_grad=True)
-        value = kl(h, 0.3)
-        value.backward()
-        assert math.isfinite(value.item())
-        assert value > 1
-        assert h.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("k", "kept"), [(1, 1), (3, 3), (0.25, 2), (0.26, 3), (1.0, 8), (8, 8)])
@@ -455,3 +431,62 @@ def test_another_plugins_second_evaluation_is_not_counted(first):
     alone = weights_of(train([ActivationSparsity(0.05)]))
     for plugins in ([Looks(), ActivationSparsity(0.05)], [ActivationSparsity(0.05), Looks()]):
         torch.testing.assert_close(weights_of(train([*first, *plugins])), alone, rtol=0, atol=1e-7)
+
+
+# ---- rates at both ends ----------------------------------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """A sigmoid within a layer of the user's own."""
+
+    def forward(self, z):
+        return torch.sigmoid(z)
+
+
+def slope_at(bias, layer=None, plugins=(), **settings):
+    """Return the gradient of a unit's bias under the KL term alone, by one step of SGD at a rate of 1."""
+    model = nn.Sequential(nn.Linear(4, 1), layer or nn.Sigmoid(), nn.Linear(1, 1)).double()
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.constant_(model[0].bias, bias)
+    model.to(settings.pop("dtype", torch.float32))
+    x = torch.zeros(10, 4, dtype=model[0].weight.dtype)
+    term = ActivationSparsity(1.0, "1", kind="kl", rho=0.05)
+    recipe = Recipe(
+        model,
+        Data((x, x[:, :1]), batch_size=10),
+        functional.mse_loss,
+        plugins=[*plugins, term, Optimizer("SGD", lr=1.0)],
+        **settings,
+    )
+    fit(recipe, logs=None, trainer={"max_epochs": 1, "enable_progress_bar": False, "logger": False})
+    return bias - model[0].bias.item()
+
+
+@pytest.mark.parametrize("bias", [-200.0, -95.0, -14.0, -3.0, 0.0, 3.0, 14.0, 20.0, 200.0])
+def test_a_dead_and_a_saturated_unit_get_the_slope_of_the_formula(bias):
+    # (-rho / r + (1 - rho) / (1 - r)) r (1 - r) = r - rho
+    assert slope_at(bias) == pytest.approx(1 / (1 + math.exp(-bias)) - 0.05, abs=3e-5)
+
+
+@pytest.mark.parametrize("bias", [-14.0, -60.0, 9.0])
+def test_a_sigmoid_within_another_layer_gets_the_slope_wherever_its_rate_is_a_number(bias):
+    assert slope_at(bias, Wrapped()) == pytest.approx(1 / (1 + math.exp(-bias)) - 0.05, abs=3e-5)
+
+
+@pytest.mark.parametrize("bias", [-200.0, 200.0])
+def test_a_rate_of_exactly_zero_or_one_without_logits_leaves_the_run_finite(bias):
+    assert slope_at(bias, Wrapped()) == 0.0
+
+
+def test_what_another_plugin_adds_behind_the_sigmoid_is_measured():
+    class Half(Plugin):
+        def attach(self, core):
+            core.observe(self, "1")
+
+        def transform_activation(self, x, layer, step):
+            return 0.5 * x
+
+    # the rate is r / 2 with r = sigmoid(0): (-rho / (r / 2) + (1 - rho) / (1 - r / 2)) r (1 - r) / 2
+    assert slope_at(0.0, plugins=[Half()]) == pytest.approx((-0.05 / 0.25 + 0.95 / 0.75) * 0.125, abs=1e-6)
+    assert slope_at(-14.0, plugins=[Half()]) == pytest.approx(-0.05, abs=1e-5)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import pytest
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
-from framework import Data, UserError
-from plugins.adversarial import Adversarial, divergence, fast_gradient_sign, unit_rows
+from framework import Data, Recipe, UserError, fit
+from plugins.adversarial import (
+    Adversarial,
+    bernoulli_divergence,
+    divergence,
+    fast_gradient_sign,
+    normal_divergence,
+    outputs_of,
+    unit_rows,
+)
 
 KINDS = [("fgsm", 0.1), ("vat", 1.0)]
 
@@ -115,3 +127,94 @@ def test_whole_numbers_as_inputs_are_refused(core_of, train, digits):
     core = core_of(Adversarial(eps=0.1, kind="fgsm"), model=model, data=Data(((x * 16).long(), y)))
     with pytest.raises(UserError, match=r"torch\.int64, and only floating-point inputs"):
         train(core)
+
+
+# ---- what VAT takes the outputs for ----------------------------------------------------------------------------------
+
+
+def test_divergences_of_bernoulli_and_normal_outputs_by_hand():
+    p, q = torch.tensor([[0.5, 0.9]]).logit(), torch.tensor([[0.25, 0.9]]).logit()
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert bernoulli_divergence(p, q).item() == pytest.approx(expected, abs=1e-6)
+    # a yes or no is a choice of two classes with logits a and 0
+    a, b = torch.randn(7, 1), torch.randn(7, 1)
+    two = [torch.cat([logits, torch.zeros(7, 1)], 1) for logits in (a, b)]
+    torch.testing.assert_close(bernoulli_divergence(a, b), divergence(*two))
+    far = torch.tensor([[-200.0], [200.0]], requires_grad=True)
+    bernoulli_divergence(far.detach() * 1.5, far).backward()
+    assert far.grad.isfinite().all()
+    assert normal_divergence(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.zeros(2, 2)).item() == 5 / 4
+    assert normal_divergence(torch.tensor([2.0, 0.0]), torch.zeros(2)).item() == 1.0
+
+
+def test_the_loss_tells_what_the_outputs_are():
+    assert outputs_of(functools.partial(F.cross_entropy, label_smoothing=0.1)) == "softmax"
+    assert outputs_of(nn.BCEWithLogitsLoss(pos_weight=torch.ones(1))) == "bernoulli"
+    assert outputs_of(F.huber_loss) == "normal"
+    for unknown in (None, lambda p, t: F.mse_loss(p, t), nn.Identity(), F.binary_cross_entropy):
+        assert outputs_of(unknown) is None
+
+
+def run_vat(loss, target, width, settings):
+    """Return the term that a run of one step logs."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, width), *([nn.Flatten(0)] if target.ndim == 1 and target.is_floating_point() else [])]
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    plugin = Adversarial(2.0, "vat", **settings)
+    recipe = Recipe(nn.Sequential(*layers), Data((x, target), batch_size=8), loss, plugins=[plugin])
+    run = fit(recipe, logs=None, trainer={"max_epochs": 1, "enable_progress_bar": False})
+    (term,) = [value for tag, value in run.last.items() if "adversarial" in tag]
+    return term
+
+
+def bce(p, t):
+    return F.binary_cross_entropy_with_logits(p, t)
+
+
+YES = (torch.arange(8) % 2).float()
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "width", "settings"),
+    [
+        (F.mse_loss, YES[:, None], 1, {}),
+        (F.mse_loss, YES, 1, {}),
+        (nn.MSELoss(), YES[:, None].expand(8, 2), 2, {}),
+        (nn.BCEWithLogitsLoss(), YES[:, None], 1, {}),
+        (nn.BCEWithLogitsLoss(), YES, 1, {}),
+        (F.binary_cross_entropy_with_logits, YES[:, None].expand(8, 3), 3, {}),
+        (bce, YES[:, None], 1, {"outputs": "bernoulli"}),
+        (bce, YES[:, None].expand(8, 3), 3, {"outputs": "bernoulli"}),
+    ],
+)
+def test_one_output_and_several_labels_have_a_term(loss, target, width, settings):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, width)
+    term = run_vat(loss, target, width, settings)
+    if outputs_of(loss) == "normal" and width == 1:
+        # a linear map rises fastest along its weights: half of (eps |w|)^2
+        assert term == pytest.approx(0.5 * (2.0 * layer.weight.norm().item()) ** 2, rel=1e-3)
+    assert term > 1e-3
+
+
+def test_soft_labels_of_an_unknown_loss_are_classes():
+    rows = torch.tensor([[0.25, 0.75]]).expand(8, 2)
+    assert run_vat(lambda p, t: F.cross_entropy(p, t), rows, 2, {}) == run_vat(F.cross_entropy, rows, 2, {})
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "width", "word"),
+    [
+        (bce, YES[:, None], 1, r"one output a sample, shape \(8, 1\): give outputs='bernoulli'"),
+        (bce, YES[:, None].expand(8, 3), 3, "targets shaped like the outputs.*do not sum to 1"),
+        (F.cross_entropy, torch.zeros(8, dtype=torch.long), 1, "two classes or more.*softmax of one is constant"),
+    ],
+)
+def test_outputs_that_no_divergence_fits_are_refused(loss, target, width, word):
+    with pytest.raises(UserError, match=word):
+        run_vat(loss, target, width, {})
+
+
+def test_outputs_are_vats():
+    with pytest.raises(UserError, match=r"kind='fgsm', outputs='normal'.*leave it out"):
+        Adversarial(0.1, "fgsm", outputs="normal")

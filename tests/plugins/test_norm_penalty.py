@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
@@ -14,9 +15,10 @@ from framework.data import Data
 from framework.data.batch import Outcome
 from framework.engine.core import Core
 from framework.errors import UserError
+from framework.ops.norms import add_group_gradient, group_norm, norm
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
-from plugins.norm_penalty import NormPenalty, add_group_gradient, group_norm, norm
+from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer
 
 EVERY_TERM = [
@@ -384,5 +386,226 @@ def test_gradients_do_not_depend_on_what_fits_into_the_cache(settings, limit, mo
         torch.testing.assert_close(weight.grad, gradient)
     assert model[1].weight.grad is None
     sizes = [sum(weight.numel() for weight in piece.weights) for piece in plugin.pieces_]
-    assert sum(sizes) == 12 + 15 + 40 + 8
+    assert sum(sizes) == 12 + 40 + 8  # the frozen one is in no piece
     assert all(size <= limit or len(piece.weights) == 1 for size, piece in zip(sizes, plugin.pieces_, strict=True))
+
+
+# ---- layers that are frozen and unfrozen during the run --------------------------------------------------------------
+
+
+class Thaw(pl.Callback):
+    """Freezes or unfreezes the first layer at an epoch, and keeps its weight from before."""
+
+    def __init__(self, epoch: int, trains: bool) -> None:
+        self.epoch, self.trains, self.kept = epoch, trains, torch.empty(0)
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        if trainer.current_epoch == self.epoch:
+            pl_module.model[0].requires_grad_(self.trains)
+            self.kept = pl_module.model[0].weight.detach().clone()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"p": 1, "proximal": True}, {"groups": "rows", "proximal": True}, {"around": "start", "proximal": True}, {}],
+    ids=str,
+)
+def test_a_layer_frozen_during_the_run_gets_nothing(core_of, train, settings) -> None:
+    core, freeze = core_of(NormPenalty(0.3, **settings), Optimizer("SGD", lr=0.1)), Thaw(1, False)
+    train(core, max_epochs=3, callbacks=[freeze])
+    assert torch.equal(core.model[0].weight, freeze.kept)
+    other = 0.15 * core.model[2].weight.square().sum()
+    if not settings:
+        torch.testing.assert_close(core.plugins[0].weight_penalty(step()), other)
+
+
+@pytest.mark.parametrize("proximal", [False, True])
+def test_a_layer_unfrozen_during_the_run_is_penalized_from_then_on(core_of, train, proximal) -> None:
+    model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
+    core = core_of(NormPenalty(0.3, proximal=proximal), Optimizer("SGD", lr=0.0), model=model)
+    plugin = core.plugins[0]
+    model[0].requires_grad_(False)
+    core.attach_plugins()
+    before = model[0].weight.detach().clone()
+    opt = torch.optim.SGD(model.parameters(), lr=0.1)
+    now = Step(0, WeightEdits())
+    now.optimizer = opt
+
+    def update() -> None:
+        set_gradients(model, 0.0)
+        if not model[0].weight.requires_grad:
+            model[0].weight.grad = None
+        with torch.no_grad():
+            plugin.weight_penalty_gradient(now)
+            opt.step()
+            plugin.after_update(now)
+
+    update()
+    assert torch.equal(model[0].weight, before)
+    model[0].requires_grad_(True)
+    update()
+    wanted = before / 1.03 if proximal else before * 0.97
+    torch.testing.assert_close(model[0].weight, wanted)
+
+
+def test_the_starting_point_of_an_unfrozen_layer_is_its_value_then() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    plugin = attached(NormPenalty(0.5, around="start"), model)
+    assert list(plugin.state_dict()["start"]) == ["3.weight"]
+    with torch.no_grad():
+        model[0].weight.fill_(2.0)  # such as pretrained weights that are loaded later
+    model[0].requires_grad_(True)
+    set_gradients(model, 0.0)
+    plugin.weight_penalty_gradient(step())
+    assert not model[0].weight.grad.any()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    plugin.weight_penalty_gradient(step())
+    assert (model[0].weight.grad == 0.5).all()
+    other = attached(NormPenalty(0.5, around="start"), network())
+    other.load_state_dict(plugin.state_dict())
+    assert (other.start_["0.weight"] == 2.0).all()
+
+
+def test_everything_frozen_has_a_term_of_zero() -> None:
+    model = network()
+    plugin = attached(NormPenalty(0.5), model)
+    model.requires_grad_(False)
+    plugin.weight_penalty_gradient(step())
+    assert plugin.weight_penalty(step()) == 0
+
+
+# ---- complex weights, mixed types, rows of every layer, padding ------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [s for s in EVERY_TERM if s.get("p") != 3], ids=str)
+def test_complex_weights_get_the_gradient_of_autograd(settings) -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 4, dtype=torch.complex128), nn.Linear(4, 2, dtype=torch.float64))
+    plugin = attached(NormPenalty(0.3, **settings), model)
+    move(model)
+    weights = [model[0].weight, model[1].weight]
+    total = torch.stack([t.double() for t in [plugin._value(part) for part in plugin.parts_]]).sum() * 0.3
+    expected = torch.autograd.grad(total, weights)
+    set_gradients(model, 0.0)
+    plugin.weight_penalty_gradient(step())
+    for weight, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.grad, gradient)
+
+
+@pytest.mark.parametrize(("settings", "left"), [({"p": 1}, 0.9), ({"groups": "rows"}, 0.9), ({"p": 2}, 1 / 1.5)])
+def test_a_proximal_step_shortens_complex_weights(settings, left) -> None:
+    model = nn.Linear(1, 2, bias=False, dtype=torch.complex128)
+    model.weight.data = torch.tensor([[3 + 4j], [0.1 - 0.2j]], dtype=torch.complex128)
+    plugin = attached(NormPenalty(1.0, **settings, proximal=True), model)
+    now = Step(0, WeightEdits())
+    now.optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with torch.no_grad():
+        plugin.after_update(now)
+    assert model.weight[0, 0].item() == pytest.approx((3 + 4j) * left)
+    assert (model.weight[1, 0] == 0) == ("p" not in settings or settings["p"] == 1)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"p": 1}, {"l1_ratio": 0.5}, {"groups": "rows"}, {"alpha": {"1": 0.3, "*": 0.3}}]
+)
+def test_the_term_of_mixed_types_is_exact(settings) -> None:
+    torch.manual_seed(0)
+    types = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
+    model = nn.Sequential(*(nn.Linear(64, 64, dtype=dtype) for dtype in types))
+    exact = nn.Sequential(*(nn.Linear(64, 64, dtype=torch.float64) for _ in types))
+    for layer, twin in zip(model, exact, strict=True):
+        twin.weight.data = layer.weight.detach().double()
+    found, wanted = (attached(NormPenalty(**{"alpha": 0.3, **settings}), one) for one in (model, exact))
+    assert found.weight_penalty(step()).item() == pytest.approx(wanted.weight_penalty(step()).item(), rel=1e-6)
+    for one in (model, exact):
+        set_gradients(one, 0.0)
+    found.weight_penalty_gradient(step())
+    wanted.weight_penalty_gradient(step())
+    for layer, twin in zip(model, exact, strict=True):
+        torch.testing.assert_close(layer.weight.grad.double(), twin.weight.grad, rtol=1e-2, atol=1e-4)
+
+
+def test_a_group_of_zeros_is_finite_in_each_type() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float16))
+    plugin = attached(NormPenalty(0.3, groups="rows"), model)
+    for layer in model:
+        nn.init.zeros_(layer.weight)
+    set_gradients(model, 0.0)
+    plugin.weight_penalty_gradient(step())
+    assert not any(layer.weight.grad.any() for layer in model)
+
+
+@pytest.mark.parametrize("groups", ["rows", "columns"])
+@pytest.mark.parametrize("proximal", [False, True])
+def test_groups_of_a_transposed_convolution_are_those_of_the_map_it_transposes(groups, proximal) -> None:
+    # the same numbers as a linear map: y_o = sum_i w[i, o] x_i
+    linear, transposed = nn.Linear(2, 3, bias=False), nn.ConvTranspose2d(2, 3, 1, bias=False)
+    transposed.weight.data = linear.weight.detach().T.reshape(2, 3, 1, 1).clone()
+    for model in (linear, transposed):
+        plugin = attached(NormPenalty(0.2, groups=groups, proximal=proximal), model)
+        set_gradients(model, 0.0)
+        now = Step(0, WeightEdits())
+        now.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        with torch.no_grad():
+            plugin.weight_penalty_gradient(now)
+            now.optimizer.step()
+            plugin.after_update(now)
+    torch.testing.assert_close(transposed.weight.flatten(1).T, linear.weight)
+
+
+def padded() -> nn.Sequential:
+    model = nn.Sequential(nn.Embedding(4, 3, padding_idx=1), nn.Linear(3, 2))
+    model[0].weight.data[1] = 2.0  # such as a pretrained vector
+    return model
+
+
+@pytest.mark.parametrize("settings", [*EVERY_TERM, {"alpha": 0.3, "p": 1}], ids=str)
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+def test_the_row_of_padding_gets_no_penalty(settings, table) -> None:
+    model = padded()
+    if table is nn.EmbeddingBag:
+        model[0] = nn.EmbeddingBag(4, 3, padding_idx=-3, _weight=model[0].weight.detach().clone())
+    plugin = attached(NormPenalty(**{"alpha": 0.3, **settings}), model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.5)
+    model[0].weight.data[1] = 2.0
+    set_gradients(model, 0.0)
+    before = plugin.weight_penalty(step())
+    plugin.weight_penalty_gradient(step())
+    assert not model[0].weight.grad[1].any()
+    assert model[0].weight.grad[[0, 2, 3]].any(1).all()
+    model[0].weight.data[1] = 5.0
+    assert plugin.weight_penalty(step()) == before
+
+
+@pytest.mark.parametrize(
+    "settings", [{"p": 1}, {"groups": "rows"}, {"groups": "columns"}, {"around": "start"}], ids=str
+)
+def test_the_row_of_padding_stays_in_a_proximal_step(settings) -> None:
+    model = padded()
+    plugin = attached(NormPenalty(0.3, proximal=True, **settings), model)
+    move(model)
+    model[0].weight.data[1] = 3.0
+    before = model[0].weight.detach().clone()
+    now = Step(0, WeightEdits())
+    now.optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with torch.no_grad():
+        plugin.after_update(now)
+    assert torch.equal(model[0].weight[1], before[1])
+    assert not torch.equal(model[0].weight[0], before[0])
+
+
+def test_sparse_gradients_are_refused_by_name() -> None:
+    model = nn.Embedding(4, 3, sparse=True)
+    model(torch.tensor([1])).sum().backward()
+    with pytest.raises(UserError, match=r"weight has sparse gradients, .* sparse=False"):
+        attached(NormPenalty(0.1), model).weight_penalty_gradient(step())
+
+
+def test_the_lengths_of_weight_norm_are_gains_which_are_not_penalized() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+    names = [name for part in attached(NormPenalty(0.1), model).parts_ for name in part.names]
+    assert names == ["0.parametrizations.weight.original1", "1.weight"]

@@ -509,3 +509,43 @@ def test_muon_is_one_optimizer_for_schedulers_closures_and_new_groups() -> None:
 def test_muon_through_fit(recipe: Callable[..., Recipe]) -> None:
     run = fit(recipe([Optimizer("Muon", lr=0.02, adamw="2")]), logs=None, trainer={"max_epochs": 8})
     assert run.metrics["val/accuracy"] > 0.7
+
+
+# ---- sparse gradients, and tables under Muon -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.01}, {"clip_value": 0.01}], ids=str)
+@pytest.mark.parametrize("trainer", [{}, {"gradient_clip_val": 0.01}, {"gradient_clip_algorithm": "value"}], ids=str)
+def test_sparse_gradients_train_as_dense_ones_do_at_logged_steps(settings, trainer, tmp_path) -> None:
+    if settings and trainer:
+        pytest.skip("one of the two clips")
+    trainer = {"gradient_clip_val": 0.01, **trainer} if trainer else trainer
+    tokens = torch.randint(0, 11, (32, 2), generator=torch.Generator().manual_seed(0))
+    runs = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(11, 3, sparse=sparse), nn.Flatten(), nn.Linear(6, 1))
+        data = Data((tokens, torch.ones(32, 1)), batch_size=8)
+        recipe = Recipe(
+            model, data, nn.functional.mse_loss, plugins=[Optimizer("SGD", lr=0.5, fused=False, **settings)]
+        )
+        options = {"max_epochs": 2, "enable_progress_bar": False, "log_every_n_steps": 1, **trainer}
+        runs.append(fit(recipe, logs=tmp_path / str(sparse), trainer=options))
+    for ours, theirs in zip(*(run.core.model.parameters() for run in runs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("first", ["table", "head"])
+@pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag])
+def test_a_table_tied_to_a_head_is_moved_by_adamw(core_of, first, make) -> None:
+    table, head = make(11, 8), nn.Linear(8, 11, bias=False)
+    head.weight = table.weight
+    layers = {"table": table, "head": head} if first == "table" else {"head": head, "table": table}
+    model = nn.ModuleDict({**layers, "hidden": nn.Linear(8, 8), "turn": nn.Linear(8, 8, dtype=torch.complex64)})
+    core = core_of(Optimizer("Muon"), model=model)
+    core.attach_plugins()
+    groups = core.parameter_groups()
+    moved = {id(parameter): g["use_muon"] for g in groups for _, parameter in g["params"]}
+    assert not moved[id(table.weight)]
+    assert moved[id(model["hidden"].weight)]
+    assert not moved[id(model["turn"].weight)]

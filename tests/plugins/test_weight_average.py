@@ -6,8 +6,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from framework import Data, fit
+from framework import Data, UserError, fit
 from plugins.early_stopping import EarlyStopping
 from plugins.weight_average import WeightAverage, average_, equal_share, exponential_share
 
@@ -22,6 +23,22 @@ def test_equal_shares_give_the_mean():
 
 def test_decay_grows_to_its_value():
     assert [1 - exponential_share(t, 0.99) for t in (0, 1, 10_000)] == pytest.approx([0.1, 2 / 11, 0.99])
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_without_warmup_it_is_the_average_of_torch(core_of, train, every):
+    core, trail = core_of(WeightAverage(decay=0.8, every=every, warmup=False)), Trail()
+    train(core, callbacks=[trail], max_epochs=2)
+    terms, average = trail.weights[every - 1 :: every], get_ema_multi_avg_fn(0.8)
+    expected = [terms[0].clone()]
+    for count, term in enumerate(terms[1:], 1):
+        average(expected, [term], count)
+    torch.testing.assert_close(core.plugins[0].averages_[0], expected[0], atol=1e-6, rtol=0)
+
+
+def test_a_mean_has_no_decay_to_warm_up():
+    with pytest.raises(UserError, match=r"WeightAverage\(kind='swa', warmup=False\).*leave warmup out"):
+        WeightAverage("swa", warmup=False)
 
 
 class Trail(pl.Callback):
@@ -116,3 +133,44 @@ def test_a_later_phase_continues_the_average_on_the_gpu(recipe):
     plugins = [WeightAverage(decay=0.5), EarlyStopping(patience=1, min_delta=0.5, then="continue", max_extra_epochs=1)]
     run = fit(recipe(plugins), logs=None, trainer={"accelerator": "gpu", "devices": 1, "max_epochs": 3})
     assert [phase.name for phase in run.phases] == ["continue"]
+
+
+class Thaw(pl.Callback):
+    """Unfreezes the first layer at an epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        pl_module.model[0].requires_grad_(trainer.current_epoch >= 1)
+
+
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_a_weight_unfrozen_during_the_run_is_averaged_from_then_on(core_of, train, kind):
+    core, trail = core_of(WeightAverage(kind, decay=0.5)), Trail()
+    train(core, callbacks=[Thaw(), trail], max_epochs=3)
+    average = trail.weights[0].clone()
+    for t, weight in enumerate(trail.weights[1:], 1):
+        share = exponential_share(t, 0.5) if kind == "ema" else equal_share(t)
+        average_([average], [weight], share)
+    assert not torch.equal(trail.weights[0], trail.weights[-1])
+    plugin = core.plugins[0]
+    torch.testing.assert_close(dict(zip(plugin.names_, plugin.averages_, strict=True))["0.weight"], average)
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_average_that_grew_is_resumed_to_the_same_bits(core_of, train, tmp_path, at):
+    def core():
+        return core_of(WeightAverage(decay=0.5))
+
+    whole, first, second = core(), core(), core()
+    train(whole, callbacks=[Thaw()], max_epochs=3)
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="x", save_on_train_epoch_end=True)
+    train(first, callbacks=[Thaw(), keep], max_epochs=at, enable_checkpointing=True)
+    train(second, callbacks=[Thaw()], max_epochs=3, ckpt_path=tmp_path / "x.ckpt")
+    ours, theirs = (one.plugins[0].state_dict()["averages"] for one in (whole, second))
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_complex_weights_are_averaged():
+    average = torch.tensor([2 + 2j])
+    average_([average], [torch.tensor([4 - 2j])], 0.5)
+    assert average.tolist() == [3 + 0j]

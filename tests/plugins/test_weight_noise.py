@@ -15,6 +15,7 @@ from framework import Core, Data, Recipe, UserError, fit
 from framework.ops.keyed import Stream
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
+from plugins.optimizer import Optimizer
 from plugins.weight_noise import WeightNoise, perturb, shares_of
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -403,3 +404,98 @@ def test_sharded_weights_get_their_part_of_the_noise(tmp_path):
             assert torch.equal(a, b.full_tensor() if hasattr(b, "full_tensor") else b)
     finally:
         torch.distributed.destroy_process_group()
+
+
+# ---- complex weights, mixed types, padding, layers frozen during the run ---------------------------------------------
+
+
+class Used(nn.Module):
+    """A network that keeps the weights that its forward sees."""
+
+    def __init__(self, **weights: torch.Tensor) -> None:
+        super().__init__()
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight.clone()))
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def forward(self, x):
+        self.seen.append({name: p.detach().clone() for name, p in self.named_parameters()})
+        return 0 * torch.stack([p.abs().sum().float() for p in self.parameters()]).sum() + 0 * x
+
+
+def fit_once(model: nn.Module, *plugins, epochs: int = 1) -> None:
+    data = Data((torch.zeros(4, 1), torch.zeros(4, 1)), batch_size=4)
+    recipe = Recipe(model, data, nn.functional.mse_loss, plugins=[*plugins, Optimizer("SGD", lr=0.0, fused=False)])
+    fit(recipe, logs=None, trainer={"max_epochs": epochs, "enable_progress_bar": False, "logger": False})
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "relative"])
+def test_noise_of_complex_weights_is_a_complex_normal(kind) -> None:
+    before = {"a": torch.full((200, 200), 2j), "b": torch.ones(3, 2)}
+    model = Used(**before)
+    fit_once(model, WeightNoise(0.5, kind))
+    noise = (model.seen[0]["a"] - 2j) / (2j if kind == "relative" else 1)
+    parts = torch.view_as_real(noise).flatten(0, 1)
+    # E |noise|^2 = 0.25, half of it in each part, and the parts do not go together
+    assert parts.square().mean(0).tolist() == pytest.approx([0.125, 0.125], rel=0.03)
+    assert abs(parts.prod(1).mean()) < 0.003
+    assert ((model.seen[0]["b"] - 1) != 0).all()
+    assert all(torch.equal(p.detach(), before[name]) for name, p in model.named_parameters())
+
+
+def test_complex_weights_are_cut_by_their_numbers() -> None:
+    shares = shares_of([torch.empty(2, 3), torch.empty(5, 3, dtype=torch.complex64)], limit=12)
+    assert [(start, size) for start, size, _ in shares] == [(0, 6), (6, 12), (18, 12), (30, 6)]
+
+
+def test_each_type_gets_noise() -> None:
+    kinds = [torch.bfloat16, torch.float64, torch.float32, torch.float16]
+    before = {f"w{k}": torch.ones(30, 4, dtype=kind) for k, kind in enumerate(kinds)}
+    model = Used(**before)
+    fit_once(model, WeightNoise(0.5))
+    for name, weight in model.seen[0].items():
+        assert (weight.double() - 1).std().item() == pytest.approx(0.5, rel=0.3), name
+
+
+class Tokens(nn.Module):
+    """A table that keeps what its forward sees."""
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.first, self.table, self.seen = nn.Parameter(torch.ones(2, 2)), table, []
+
+    def forward(self, x):
+        self.seen.append(self.table.weight.detach().clone())
+        return x.sum() * 0 * (self.table.weight.sum() + self.first.sum()) + 0 * x
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1 << 17])
+@pytest.mark.parametrize("make", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_of_padding_get_no_noise(make, limit, monkeypatch) -> None:
+    monkeypatch.setattr("plugins.weight_noise._IN_CACHE", limit)
+    model = Tokens(make(5, 3, padding_idx=2))
+    before = model.table.weight.detach().clone()
+    fit_once(model, WeightNoise(0.5))
+    moved = (model.seen[0] != before).all(1)
+    assert moved.tolist() == [True, True, False, True, True]
+
+
+def test_a_padding_row_that_another_layer_trains_gets_noise() -> None:
+    model = Tokens(nn.Embedding(5, 3, padding_idx=2))
+    model.head = nn.Linear(3, 5, bias=False)
+    model.head.weight = model.table.weight
+    before = model.table.weight.detach().clone()
+    fit_once(model, WeightNoise(0.5))
+    assert (model.seen[0] != before).all()
+
+
+def test_noise_follows_what_is_frozen_and_unfrozen() -> None:
+    class Turn(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            pl_module.model.a.requires_grad_(trainer.current_epoch != 1)
+            pl_module.model.b.requires_grad_(trainer.current_epoch != 2)
+
+    model = Used(a=torch.ones(3, 2), b=torch.ones(3, 2), c=torch.ones(2))
+    fit_once(model, WeightNoise(0.5), Turn(), epochs=4)
+    moved = [[bool((seen[name] != 1).any()) for name in "ab"] for seen in model.seen]
+    assert moved == [[True, True], [False, True], [True, False], [True, True]]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framework.ops.clip import clip_by_norm_
+from framework.errors import UserError
+from framework.ops.clip import clip_by_norm_, clip_by_value_, total_norm
 
 
 def both(gradients: list[Tensor], limit: float) -> tuple[Tensor, list[Tensor], Tensor, list[Tensor]]:
@@ -59,3 +60,41 @@ def test_gradients_that_have_a_graph_are_clipped_without_one() -> None:
     (gradient,) = torch.autograd.grad((weight**3).sum(), weight, create_graph=True)
     assert not clip_by_norm_([gradient], 1.0).requires_grad
     assert gradient.norm().item() == pytest.approx(1.0)
+
+
+def sparse() -> Tensor:
+    """Return a gradient of 3 in row 1 and 4 in row 0, the first as the sum of 1 and 2 that torch keeps apart."""
+    return torch.sparse_coo_tensor(
+        torch.tensor([[1, 0, 1]]), torch.tensor([[1.0], [4.0], [2.0]]), (3, 1), check_invariants=True
+    )
+
+
+@pytest.mark.parametrize("others", [[], [torch.tensor([12.0])]])
+def test_sparse_gradients_have_the_norm_of_their_sums(others: list[Tensor]) -> None:
+    assert total_norm([sparse(), *others]).item() == pytest.approx(13 if others else 5)
+    gradients = [sparse(), *[one.clone() for one in others]]
+    assert clip_by_norm_(gradients, 1.0).item() == pytest.approx(13 if others else 5)
+    assert gradients[0].is_sparse
+    assert total_norm(gradients).item() == pytest.approx(1.0)
+    clip_by_norm_(gradients, 100.0)
+    assert total_norm(gradients).item() == pytest.approx(1.0)
+
+
+def test_sparse_gradients_are_limited_by_the_values_of_their_sums() -> None:
+    parameters = [nn.Parameter(torch.zeros(3, 1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    parameters[0].grad, parameters[1].grad = sparse(), torch.tensor([-9.0, 1.0])
+    clip_by_value_(parameters, 2.5)
+    assert parameters[0].grad.is_sparse
+    assert parameters[0].grad.to_dense().flatten().tolist() == [2.5, 2.5, 0.0]
+    assert parameters[1].grad.tolist() == [-2.5, 1.0]
+    assert parameters[2].grad is None
+
+
+def test_complex_gradients_have_a_norm_and_no_order() -> None:
+    parameter = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
+    parameter.grad = torch.tensor([3 + 4j])
+    assert total_norm([parameter.grad, torch.tensor([12.0])]).item() == pytest.approx(13)
+    with pytest.raises(UserError, match=r"parameter 0 of shape \(1,\) is complex.*clip by norm"):
+        clip_by_value_([parameter], 1.0)
+    assert clip_by_norm_([parameter.grad], 1.0).item() == pytest.approx(5)
+    assert parameter.grad.item() == pytest.approx(0.6 + 0.8j, abs=1e-6)

@@ -80,6 +80,41 @@ def test_a_tied_weight_is_found_by_either_of_its_names() -> None:
     assert list(select_weights(Net(), "Embedding, head.weight", who="me")) == ["embed.weight"]
 
 
+def test_a_shared_layer_and_its_weights_are_found_by_each_name() -> None:
+    act, linear = nn.ReLU(), nn.Linear(2, 2)
+    block = nn.Sequential(linear, act)
+    net = nn.ModuleDict({"a": block, "b": nn.Sequential(nn.Linear(2, 2), act), "c": block})
+    assert select_layers(net, "b.1", who="me") == {"a.1": act}
+    assert list(select_layers(net, "c.*", who="me")) == ["a.0", "a.1"]
+    assert list(select_layers(net, "c", who="me")) == ["a"]
+    assert select_weights(net, "c.0.weight", who="me") == {"a.0.weight": linear.weight}
+    assert list(select_weights(net, "c.0", who="me", biases=True)) == ["a.0.weight", "a.0.bias"]
+    with pytest.raises(UserError, match=r"did you mean 'b\.1'"):
+        select_layers(net, "b.11", who="me")
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_lengths_of_weight_norm_are_gains_in_both_of_torchs_forms(dim: int | None) -> None:
+    new = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 2), dim=dim))
+    assert list(select_weights(new, who="me")) == ["0.parametrizations.weight.original1"]
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        old = nn.Sequential(nn.utils.weight_norm(nn.Conv1d(3, 4, 2), dim=dim))
+    assert list(select_weights(old, who="me")) == ["0.weight_v"]
+    lstm = nn.utils.parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0", dim=dim)
+    found = list(select_weights(lstm, who="me"))
+    assert found == ["weight_ih_l0", "parametrizations.weight_hh_l0.original1"]
+    spectral = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)))
+    assert list(select_weights(spectral, who="me")) == ["0.parametrizations.weight.original"]
+
+
+def test_frozen_weights_on_request() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0].requires_grad_(False)
+    assert list(select_weights(net, who="me", frozen=True)) == ["0.weight", "1.weight"]
+    with pytest.raises(UserError, match="matches no weight"):
+        select_weights(net, "0", who="me", frozen=True)
+
+
 def test_patterns_that_match_nothing_are_reported() -> None:
     with pytest.raises(UserError, match=r"me: pattern 'RelU' matches no layer of Net; did you mean 'ReLU'\?"):
         select_layers(Net(), "head, RelU", who="me")
