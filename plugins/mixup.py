@@ -89,9 +89,12 @@ class Mixup(Plugin):
         x = input_of(batch)
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"{self.describe()}: needs inputs of floating-point numbers, received {kind}; convert them")
+            raise UserError(
+                f"{self.describe()}: needs inputs of floating-point numbers, received {kind};"
+                " convert them, or override transform_batch for a batch of several inputs"
+            )
         weight = float(rng.beta(self.alpha, self.alpha))
         weight = max(weight, 1.0 - weight)
         partners = torch.randperm(len(x), generator=step.micro_generator(self, x.device), device=x.device)
-        target = MixedTarget.of(target_of(batch)).mix(partners, weight)
+        target = MixedTarget.of(target_of(batch)).mix(partners, weight, self.describe())
         return replace(batch, input=mixup(x, partners, weight), target=target)
