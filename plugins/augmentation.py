@@ -13,10 +13,16 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
-from framework.data import input_of, leaves_of, map_rest, replace, rest_of, target_of
-from framework.data.trees import entry, has_entry
+from framework.data import entry, has_entry, input_of, items_of, leaves_of, map_rest, replace, rest_of, target_of
 from framework.errors import UserError
-from framework.ops.dense import coordinates_stay, may_be_coordinates, place_of, refused, size_of_image
+from framework.ops.dense import (
+    coordinates_stay,
+    may_be_coordinates,
+    place_of,
+    refused,
+    rows_of_numbers,
+    size_of_image,
+)
 from framework.ops.draws import Draws, keyed_globals
 from framework.ops.pipelines import Pipeline
 from framework.ops.transforms import RandomCrop, RandomFlip
@@ -67,8 +73,7 @@ class Augmentation(Plugin):
         UserError: if a callable takes other arguments, or a target cannot follow its image.
 
     Example:
-        >>> from framework.ops.pipelines import Pipeline
-    from framework.ops.transforms import RandomCrop, RandomFlip
+        >>> from framework.ops.transforms import RandomCrop, RandomFlip
         >>> Augmentation(batch=[RandomFlip(), RandomCrop(4)]).describe()  # doctest: +ELLIPSIS
         "Augmentation(batch=[RandomFlip(probability=0.5, axis='horizontal'), RandomCrop(padding=4, ...)])"
 
@@ -201,25 +206,38 @@ class Augmentation(Plugin):
         """
         if self.target == "fixed" or (transform is not None and getattr(transform, "on_target", ...) is None):
             return []
-        sizes = [size for leaf in leaves_of(x) if (size := size_of_image(leaf, batched=batched))]
-        if not sizes:
+        images = [x] if isinstance(x, Tensor) else leaves_of(x)
+        size = next((size for image in images if (size := size_of_image(image, batched=batched))), None)
+        if size is None:
             return []
+        if not self.looked_:
+            self._look(batch, x, size, self._who(transform), batched=batched, without=without)
         masks = []
         for leaf in rest_of(batch, without):
-            place = place_of(leaf, *sizes[0], batched=batched)
-            if id(leaf) in without or (place == "none" and (self.looked_ or not isinstance(leaf, Tensor))):
-                continue
-            who = f"Augmentation({'batch' if batched else 'sample'}={_name(transform or self.sample)})"
-            if place == "none":
-                if may_be_coordinates(leaf if batched else leaf[None], *sizes[0]):
-                    warnings.warn(coordinates_stay(who, leaf), LintWarning, stacklevel=2)
+            place = place_of(leaf, *size, batched=batched)
+            if place == "none" or id(leaf) in without:
                 continue
             if place == "unclear" or (transform is not None and not hasattr(transform, "on_target")):
-                raise refused(who, leaf, place == "unclear")
+                raise refused(self._who(transform), leaf, unclear=place == "unclear")
             masks.append(leaf)
-        if not self.looked_:
-            self.looked_.append(True)
         return masks
+
+    def _look(
+        self, batch: Any, x: Any, size: tuple[int, int], who: str, *, batched: bool, without: Collection[int]
+    ) -> None:
+        """Look once for coordinates that no shape tells: refuse lists of boxes, and name numbers that may be some."""
+        self.looked_.append(True)
+        rows = rows_of_numbers([part for _, part in items_of(batch) if part is not x and id(part) not in without])
+        if rows is not None and id(rows) not in without:
+            raise refused(who, rows, unclear=True)
+        for leaf in rest_of(batch, without):
+            numbers = leaf[None] if isinstance(leaf, Tensor) and not batched else leaf
+            if id(leaf) not in without and may_be_coordinates(numbers, *size):
+                warnings.warn(coordinates_stay(who, leaf), LintWarning, stacklevel=2)
+
+    def _who(self, transform: Any) -> str:
+        field = "sample" if transform is None or transform is self.sample else "batch"
+        return f"Augmentation({field}={_name(self.sample if transform is None else transform)})"
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
         """Return the batch with its input transformed, and masks with it."""

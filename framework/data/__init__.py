@@ -15,7 +15,7 @@ from framework.data.batch import (
 from framework.data.data import Data
 from framework.data.loaders import EvalLoader, TrainLoader, Window
 from framework.data.parts import as_dataset, length_of
-from framework.data.trees import leaves_of, map_leaves
+from framework.data.trees import entry, has_entry, items_of, leaves_of, map_leaves
 
 __all__ = [
     "Data",
@@ -26,7 +26,10 @@ __all__ = [
     "Window",
     "as_dataset",
     "clean_target",
+    "entry",
+    "has_entry",
     "input_of",
+    "items_of",
     "leaves_of",
     "length_of",
     "loss_of",

@@ -7,6 +7,7 @@ which goes where the pixels go. Whether other tensors of three and more dimensio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -101,6 +102,26 @@ def place_of(target: Any, height: int, width: int, *, batched: bool = True) -> L
     return "dense" if tuple(shape[-2:]) == (height, width) else "unclear"
 
 
+def rows_of_numbers(tree: Any) -> Any:
+    """Return the first list of lists of two and more numbers, such as boxes, in nested containers; else None.
+
+    Example:
+        >>> rows_of_numbers({"label": [3, 1], "boxes": [[1, 2, 5, 6], [0, 0, 2, 2]]})
+        [[1, 2, 5, 6], [0, 0, 2, 2]]
+    """
+    if isinstance(tree, Mapping):
+        return next((rows for part in tree.values() if (rows := rows_of_numbers(part)) is not None), None)
+    if not isinstance(tree, (list, tuple)):
+        return None
+    if tree and isinstance(tree[0], (list, tuple)) and len(tree[0]) > 1 and all(map(_is_number, tree[0])):
+        return tree
+    return next((rows for part in tree if (rows := rows_of_numbers(part)) is not None), None)
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, (int, float)) or (isinstance(item, Tensor) and item.ndim <= 1)
+
+
 def may_be_coordinates(target: Any, height: int, width: int) -> bool:
     """Return whether a target ``(samples, numbers)`` may be coordinates of pixels.
 
@@ -130,7 +151,7 @@ def coordinates_stay(who: str, target: Tensor) -> str:
     )
 
 
-def refused(who: str, target: Any, unclear: bool) -> UserError:
+def refused(who: str, target: Any, *, unclear: bool) -> UserError:
     """Return the error for a target that cannot follow its image.
 
     Args:
@@ -138,7 +159,7 @@ def refused(who: str, target: Any, unclear: bool) -> UserError:
         target: the part of the target.
         unclear: whether its shape does not tell where it belongs.
     """
-    shape = shape_of(target)
+    shape = shape_of(target) or (len(target), len(target[0]))
     if unclear:
         return UserError(
             f"{who}: the target {shape} may have a place in the image (boxes, key points, a mask of another size),"

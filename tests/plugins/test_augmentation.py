@@ -557,3 +557,14 @@ def test_masks_follow_in_a_fit():
         recipe = Recipe(net, Data((x, x[:, 0].long()), batch_size=8), functional.cross_entropy, plugins=[plugin])
         run = fit(recipe, trainer={"max_epochs": 1, "enable_progress_bar": False, "logger": False}, logs=None)
         assert run.last["train/loss"] < 1e-3
+
+
+def test_lists_of_boxes_are_refused():
+    boxes = {"boxes": [[1, 2, 3, 4], [0, 0, 2, 2]], "labels": [3, 1]}
+    for transform in (albumentations.HorizontalFlip(p=1.0), shuffled):
+        with pytest.raises(UserError, match=r"the target \(2, 4\) may have a place in the image"):
+            Augmentation(transform).transform_sample((NUMBERS[1], boxes), np.random.default_rng(0))
+        changed = Augmentation(transform, target="fixed").transform_sample(
+            (NUMBERS[1].float(), boxes), np.random.default_rng(0)
+        )
+        assert changed[1] is boxes

@@ -190,3 +190,16 @@ def test_batches_of_named_tuples_are_read_by_name_after_it():
     recipe = Recipe(nn.Linear(4, 1), Data(Samples(), batch_size=4), core=ByName, plugins=[InputNoise(0.1)])
     run = fit(recipe, trainer={"max_epochs": 1, "enable_progress_bar": False, "logger": False}, logs=None)
     assert run.last["train/loss"] > 0
+
+
+def test_several_inputs_get_noise_of_their_own():
+    a, b = torch.zeros(8, 3), torch.zeros(8, 3)
+    step = Step(0, WeightEdits())
+    step.count = step.samples = 8
+    plugin = InputNoise(0.5)
+    (first, named), target = plugin.transform_batch(((a, {"b": b}), 7), step)
+    assert target == 7
+    assert first.any() and named["b"].any()
+    assert not torch.equal(first, named["b"])
+    with pytest.raises(UserError, match=r"received torch\.int64.*override transform_batch"):
+        plugin.transform_batch(((a, torch.zeros(8, dtype=torch.long)), 7), step)

@@ -183,3 +183,12 @@ READ = (lambda t: t[0], lambda t: t[1]["z"])
 def test_targets_that_cannot_be_mixed_are_refused():
     with pytest.raises(UserError, match=r"Mixup\(alpha=1.0\): mixes targets whose tensors have one row per sample"):
         Mixup(1.0).transform_batch((X[:8], (Y[:8], ["a"] * 8)), step_of(8))
+
+
+def test_several_inputs_are_mixed_alike():
+    a = torch.eye(8)
+    (x, y), target = Mixup(1.0).transform_batch(((a, 2 * a[:, None]), a), step_of(8))
+    torch.testing.assert_close(y[:, 0], 2 * x)
+    torch.testing.assert_close(sum(weight * one for one, weight in target.pairs), x)
+    with pytest.raises(UserError, match=r"received torch\.int64.*override transform_batch"):
+        Mixup(1.0).transform_batch(((a, torch.arange(8)), a), step_of(8))
