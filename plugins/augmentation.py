@@ -66,7 +66,7 @@ class Augmentation(Plugin):
     Args:
         sample: transform of one sample, None for none; data in memory then need no loader workers.
         batch: transforms of a batch, applied in order.
-        target: ``"follows"``: masks follow the image, as above. ``"fixed"``: the target has no place in the image, and
+        target: None: masks follow the image, as above. ``"fixed"``: the target has no place in the image, and
             stays as it is whatever its shape.
 
     Raises:
@@ -89,7 +89,7 @@ class Augmentation(Plugin):
 
     sample: Callable[..., Any] | None = None
     batch: Sequence[Callable[..., Tensor]] = ()
-    target: Literal["follows", "fixed"] = "follows"
+    target: Literal["fixed"] | None = None
 
     examples = ({"batch": (RandomFlip(), RandomCrop(2))}, {"sample": nn.functional.dropout})
     absent = ({"batch": ()}, {"sample": None})

@@ -90,7 +90,7 @@ class CutMix(Plugin):
     Args:
         alpha: :math:`\alpha` of the Beta distribution; 1 (uniform) in the source. Zero is no mixing.
         probability: probability that a step mixes; 1 for ImageNet and 0.5 for CIFAR in the source.
-        target: ``"follows"``: masks follow the image, and targets of three and more dimensions that are no masks, such
+        target: None: masks follow the image, and targets of three and more dimensions that are no masks, such
             as boxes, are refused. ``"fixed"``: the target has no place in the image, and is mixed whatever its shape.
 
     Raises:
@@ -111,7 +111,7 @@ class CutMix(Plugin):
 
     alpha: NonNegative = 1.0
     probability: Probability = 1.0
-    target: Literal["follows", "fixed"] = "follows"
+    target: Literal["fixed"] | None = None
 
     examples = ({},)
     absent = ({"alpha": 0.0},)
