@@ -2,116 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
-import random
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from framework.data import input_of, replace
+from framework.data import entry, has_entry, input_of, items_of, leaves_of, map_rest, replace, rest_of, target_of
 from framework.errors import UserError
-from framework.ops.draws import Draws
+from framework.ops.dense import (
+    coordinates_stay,
+    may_be_coordinates,
+    place_of,
+    refused,
+    rows_of_numbers,
+    size_of_image,
+)
+from framework.ops.draws import Draws, keyed_globals
+from framework.ops.pipelines import Pipeline
 from framework.ops.transforms import RandomCrop, RandomFlip
-from framework.plugin import Plugin, Step
-
-
-@contextlib.contextmanager
-def keyed_globals(key: int, device: torch.device | None = None) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python inside the context, and restore their states after it.
-
-    Args:
-        key: a seed of 63 bits; equal keys give equal draws.
-        device: an accelerator whose generator is seeded as well.
-
-    Example:
-        >>> with keyed_globals(5):
-        ...     a = torch.rand(1), np.random.rand(), random.random()
-        >>> with keyed_globals(5):
-        ...     a == (torch.rand(1), np.random.rand(), random.random())
-        True
-    """
-    generators = [torch.default_generator]
-    if device is not None and device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    states = [generator.get_state() for generator in generators]
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the state that callables share
-    for generator in generators:
-        generator.manual_seed(key)
-    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002
-    random.seed(key)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
-
-
-def image_of(x: Any) -> Any:
-    """Return an image as a new array; the channels of a tensor ``(channels, height, width)`` become last.
-
-    Example:
-        >>> image_of(torch.zeros(3, 8, 4)).shape, image_of(torch.zeros(8, 4)).shape
-        ((8, 4, 3), (8, 4))
-    """
-    if not isinstance(x, Tensor):
-        return np.array(x)
-    return np.array(x.permute(1, 2, 0).numpy() if x.ndim == 3 else x.numpy(), order="C")
-
-
-def tensor_of(image: Any, ndim: int) -> Any:
-    """Return an array ``(height, width[, channels])`` as a tensor of ``ndim`` dimensions with channels first.
-
-    Example:
-        >>> tensor_of(np.zeros((8, 4, 3)), 3).shape, tensor_of(np.zeros((8, 4)), 3).shape
-        (torch.Size([3, 8, 4]), torch.Size([1, 8, 4]))
-    """
-    if isinstance(image, Tensor):  # the pipeline ends with ToTensorV2
-        return image
-    image = np.ascontiguousarray(image)
-    # a view suffices, since collating the batch copies it
-    tensor = torch.from_numpy(image.transpose(2, 0, 1) if image.ndim == 3 else image)
-    return tensor[None] if tensor.ndim < ndim else tensor
-
-
-class _Albumentations:
-    """An albumentations pipeline that draws from a keyed generator.
-
-    All its transforms share one pair of generators. Seeding it instead (``set_random_seed``) takes many times as long
-    and gives every transform the same draws, so that two flips of probability 1/2 always coincide.
-    """
-
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
-        self._python = random.Random()
-        self._rng: np.random.Generator | None = None
-
-    def __call__(self, x: Any, rng: np.random.Generator) -> Any:
-        if rng is not self._rng:  # a stream reuses one generator, which it seeds for each sample
-            self._rng = rng
-            self._pipeline.set_random_state(rng, self._python)
-        self._python.seed(rng.random())
-        image = self._pipeline(image=image_of(x))["image"]
-        return tensor_of(image, x.ndim) if isinstance(x, Tensor) else image
-
-
-class _Unkeyed:
-    """A transform that takes no generator and so draws from the global ones, which are seeded for it."""
-
-    def __init__(self, transform: Callable[[Any], Any]) -> None:
-        self._transform = transform
-
-    def __call__(self, x: Any, rng: np.random.Generator) -> Any:
-        with keyed_globals(int(rng.integers(1 << 63))):
-            return self._transform(x)
+from framework.plugin import LintWarning, Plugin, Step
 
 
 class Augmentation(Plugin):
@@ -139,12 +54,23 @@ class Augmentation(Plugin):
     and are the same for any number of workers. Batch transforms that take ``draws`` give the same result however a
     step is split into micro-batches and ranks; those of ``x`` alone draw separately in each micro-batch.
 
+    **Targets with a place in the image** go where its pixels go, from draws of the same keys. A mask is any tensor of
+    the batch, beside the input, whose last two dimensions are the image's height and width; its values are never
+    interpolated. The transforms of :mod:`framework.ops.transforms` change masks, albumentations masks too, and boxes
+    and key points where the pipeline has ``bbox_params`` or ``keypoint_params``: they are the target, or its entries
+    (or the sample's) of the names ``"bboxes"``, ``"keypoints"``, ``label_fields`` and ``additional_targets``. A
+    callable of your own says by its attribute ``on_target`` what it does with a mask: None if it moves no pixels, or a
+    function ``(target, draws)``, ``(target, rng)`` or ``(target)``: the same arguments, and the same draws. Anything
+    else that has a place, or may have, is refused.
+
     Args:
         sample: transform of one sample, None for none; data in memory then need no loader workers.
         batch: transforms of a batch, applied in order.
+        target: None: masks follow the image, as above. ``"fixed"``: the target has no place in the image, and
+            stays as it is whatever its shape.
 
     Raises:
-        UserError: if a callable takes other arguments.
+        UserError: if a callable takes other arguments, or a target cannot follow its image.
 
     Example:
         >>> from framework.ops.transforms import RandomCrop, RandomFlip
@@ -163,6 +89,7 @@ class Augmentation(Plugin):
 
     sample: Callable[..., Any] | None = None
     batch: Sequence[Callable[..., Tensor]] = ()
+    target: Literal["fixed"] | None = None
 
     examples = ({"batch": (RandomFlip(), RandomCrop(2))}, {"sample": nn.functional.dropout})
     absent = ({"batch": ()}, {"sample": None})
@@ -181,13 +108,20 @@ class Augmentation(Plugin):
         return bool(self.batch) if hook == "transform_batch" else self.sample is not None or hook != "transform_sample"
 
     @functools.cached_property
-    def change_sample_(self) -> Callable[[Any, np.random.Generator], Any]:
-        """The transform of one sample, adapted to take a generator."""
-        assert self.sample is not None
-        if _is_albumentations(self.sample):
-            # a copy, since plugins or runs that share a pipeline would overwrite each other's generators
-            return _Albumentations(copy.deepcopy(self.sample))
-        return self.sample if _takes("sample", self.sample, "input", "rng") else _Unkeyed(self.sample)
+    def pipeline_(self) -> Pipeline | None:
+        """The albumentations pipeline, None for another callable."""
+        # a copy, since plugins or runs that share a pipeline would overwrite each other's generators
+        return Pipeline(copy.deepcopy(self.sample)) if _is_albumentations(self.sample) else None
+
+    @functools.cached_property
+    def looked_(self) -> list[bool]:
+        """Filled once the first target was looked at for coordinates."""
+        return []
+
+    @functools.cached_property
+    def sample_keyed_(self) -> bool:
+        """Whether the transform of one sample takes a generator."""
+        return _takes("sample", self.sample, "input", "rng")
 
     @functools.cached_property
     def change_batch_(self) -> list[tuple[Callable[..., Tensor], str, bool]]:
@@ -202,26 +136,131 @@ class Augmentation(Plugin):
         return listed
 
     def transform_sample(self, sample: Any, rng: np.random.Generator) -> Any:
-        """Return the sample with its input transformed."""
+        """Return the sample with its input transformed, and what has a place in the image with it."""
         if self.sample is None:
             return sample
-        x, change = input_of(sample), self.change_sample_
-        if not isinstance(change, _Albumentations):  # which copies the image itself
-            # a copy, since a data set in memory returns views and a transform may work in place
-            x = x.clone() if isinstance(x, Tensor) else x.copy() if isinstance(x, np.ndarray) else x
-        return replace(sample, input=change(x, rng))
+        x = input_of(sample)
+        if self.pipeline_ is not None:  # which copies the image itself
+            return self._piped(self.pipeline_, sample, x, rng)
+        masks = self._masks(sample, x, self.sample, batched=False)
+        # a copy, since a data set in memory returns views and a transform may work in place
+        x = x.clone() if isinstance(x, Tensor) else x.copy() if isinstance(x, np.ndarray) else x
+        if not masks:
+            return replace(sample, input=self._drawn(self.sample, x, rng))
+        state, on_target = rng.bit_generator.state, self.sample.on_target  # type: ignore[attr-defined]
+        moved = {}
+        for mask in masks:
+            rng.bit_generator.state = state
+            moved[id(mask)] = self._drawn(on_target, mask.clone() if isinstance(mask, Tensor) else mask.copy(), rng)
+        rng.bit_generator.state = state
+        changed = map_rest(sample, functools.partial(_given, moved))
+        return replace(changed, input=self._drawn(self.sample, x, rng))
+
+    def _drawn(self, transform: Callable[..., Any], x: Any, rng: np.random.Generator) -> Any:
+        if self.sample_keyed_:
+            return transform(x, rng)
+        with keyed_globals(int(rng.integers(1 << 63))):
+            return transform(x)
+
+    def _piped(self, pipeline: Pipeline, sample: Any, x: Any, rng: np.random.Generator) -> Any:
+        if self.target == "fixed":
+            return replace(sample, input=pipeline(x, rng)[0])
+        named = self._named(pipeline, sample) if pipeline.named else {}
+        taken = {id(part) for part in named.values()}
+        masks: list[Any] = []
+        if pipeline.moves:
+            masks = self._masks(sample, x, None, batched=False, without=taken)
+        image, masked, parts = pipeline(x, rng, masks, named)
+        if masks or named:
+            new = {id(old): value for old, value in zip(masks, masked, strict=True)}
+            new |= {id(named[name]): value for name, value in parts.items()}
+            sample = map_rest(sample, functools.partial(_given, new), new)
+        return replace(sample, input=image)
+
+    def _named(self, pipeline: Pipeline, sample: Any) -> dict[str, Any]:
+        """Return what the pipeline takes by name, from the target, the sample or the target as a whole."""
+        found: dict[str, Any] = {}
+        target = target_of(sample)
+        for holder in (sample, target):
+            found.update({name: entry(holder, name) for name in pipeline.named if has_entry(holder, name)})
+        missing = [name for name in pipeline.needed if name not in found]
+        if missing == pipeline.needed and len(missing) == 1 and isinstance(target, (Tensor, np.ndarray, list, tuple)):
+            return {missing[0]: target, **found}
+        if missing:
+            raise UserError(
+                f"Augmentation(sample={_name(self.sample)}): the pipeline's parameters ask for"
+                f" {', '.join(map(repr, pipeline.needed))}, and the target has no {', '.join(map(repr, missing))};"
+                " give it as a mapping with these names, drop bbox_params and keypoint_params, or give target='fixed'"
+            )
+        return found
+
+    def _masks(self, batch: Any, x: Any, transform: Any, *, batched: bool, without: Collection[int] = ()) -> list[Any]:
+        """Return the parts beside the input that have the image's size and are to change with it.
+
+        Args:
+            batch: a batch or a sample.
+            x: its input.
+            transform: what must declare how it changes them, None for a pipeline, which takes any.
+            batched: whether the first dimension runs over samples.
+            without: ids of parts that are taken already.
+        """
+        if self.target == "fixed" or (transform is not None and getattr(transform, "on_target", ...) is None):
+            return []
+        images = [x] if isinstance(x, Tensor) else leaves_of(x)
+        size = next((size for image in images if (size := size_of_image(image, batched=batched))), None)
+        if size is None:
+            return []
+        if not self.looked_:
+            self._look(batch, x, size, self._who(transform), batched=batched, without=without)
+        masks = []
+        for leaf in rest_of(batch, without):
+            place = place_of(leaf, *size, batched=batched)
+            if place == "none" or id(leaf) in without:
+                continue
+            if place == "unclear" or (transform is not None and not hasattr(transform, "on_target")):
+                raise refused(self._who(transform), leaf, unclear=place == "unclear")
+            masks.append(leaf)
+        return masks
+
+    def _look(
+        self, batch: Any, x: Any, size: tuple[int, int], who: str, *, batched: bool, without: Collection[int]
+    ) -> None:
+        """Look once for coordinates that no shape tells: refuse lists of boxes, and name numbers that may be some."""
+        self.looked_.append(True)
+        rows = rows_of_numbers([part for _, part in items_of(batch) if part is not x and id(part) not in without])
+        if rows is not None and id(rows) not in without:
+            raise refused(who, rows, unclear=True)
+        for leaf in rest_of(batch, without):
+            numbers = leaf[None] if isinstance(leaf, Tensor) and not batched else leaf
+            if id(leaf) not in without and may_be_coordinates(numbers, *size):
+                warnings.warn(coordinates_stay(who, leaf), LintWarning, stacklevel=2)
+
+    def _who(self, transform: Any) -> str:
+        field = "sample" if transform is None or transform is self.sample else "batch"
+        return f"Augmentation({field}={_name(self.sample if transform is None else transform)})"
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
-        """Return the batch with its input transformed."""
-        x = input_of(batch)
+        """Return the batch with its input transformed, and masks with it."""
         for transform, name, keyed in self.change_batch_:
-            if keyed:
-                x = transform(x, Draws(step, self, name))
-            else:
+            x = input_of(batch)
+            masks = self._masks(batch, x, transform, batched=True)
+
+            def drawn(change: Callable[..., Any], x: Any, name: str = name, keyed: bool = keyed) -> Any:
+                if keyed:
+                    return change(x, Draws(step, self, name))
                 key = step.stream(f"{self.name}/{name}").key(step.index, step.micro, step.rank)
-                with keyed_globals(key >> 1, x.device):
-                    x = transform(x)
-        return replace(batch, input=x) if self.batch else batch
+                with keyed_globals(key >> 1, x.device if isinstance(x, Tensor) else None):
+                    return change(x)
+
+            if masks:
+                moved = {id(mask): drawn(transform.on_target, mask) for mask in masks}  # type: ignore[attr-defined]
+                batch = map_rest(batch, functools.partial(_given, moved))
+            batch = replace(batch, input=drawn(transform, x))
+        return batch
+
+
+def _given(moved: dict[int, Any], leaf: Any) -> Any:
+    return moved.get(id(leaf), leaf)
 
 
 def _is_albumentations(transform: Any) -> bool:

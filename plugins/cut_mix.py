@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from framework.data import MixedTarget, input_of, replace, target_of
-from framework.errors import UserError
+from framework.data import MixedTarget, input_of, leaves_of, map_rest, replace, rest_of, target_of
+from framework.ops.dense import check_images, place_of, refused
 from framework.plugin import Plugin, Step
 from framework.settings import NonNegative, Probability
 
@@ -79,6 +79,10 @@ class CutMix(Plugin):
     exact share of pixels that remain. The loss is the weighted mean of two losses (:class:`framework.MixedTarget`), so
     any loss works, and training metrics compare with the clean target :math:`y_i`.
 
+    Masks follow the image: a tensor of the batch whose last two dimensions are the image's height and width gets the
+    partner's values in the box and has no part in the mixture, so that a target which is a mask keeps its own loss. The
+    other tensors of a target of several are mixed.
+
     There is one box per optimizer step, the same in all its micro-batches and ranks. The partners :math:`\pi` are a
     permutation within a micro-batch: under accumulation or several ranks a step has the same distribution of pairs
     except for those across micro-batches, but not the same bits.
@@ -86,9 +90,11 @@ class CutMix(Plugin):
     Args:
         alpha: :math:`\alpha` of the Beta distribution; 1 (uniform) in the source. Zero is no mixing.
         probability: probability that a step mixes; 1 for ImageNet and 0.5 for CIFAR in the source.
+        target: None: masks follow the image, and targets of three and more dimensions that are no masks, such
+            as boxes, are refused. ``"fixed"``: the target has no place in the image, and is mixed whatever its shape.
 
     Raises:
-        UserError: if a setting is out of bounds, or the inputs are not images.
+        UserError: if a setting is out of bounds, the inputs are not images, or the target cannot follow them.
 
     Example:
         >>> CutMix(probability=0.5).describe()
@@ -105,6 +111,7 @@ class CutMix(Plugin):
 
     alpha: NonNegative = 1.0
     probability: Probability = 1.0
+    target: Literal["fixed"] | None = None
 
     examples = ({},)
     absent = ({"alpha": 0.0},)
@@ -121,13 +128,32 @@ class CutMix(Plugin):
         if not self.alpha or rng.random() >= self.probability:
             return batch
         x = input_of(batch)
-        if not (isinstance(x, Tensor) and x.ndim >= 3):
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"{self.describe()}: needs images (samples, …, height, width), received {shape}; use Mixup")
+        check_images(x, self.describe())
         weight = float(rng.beta(self.alpha, self.alpha))
         box = box_of(weight, rng.random(), rng.random(), x.shape[-2], x.shape[-1])
         partners = torch.randperm(len(x), generator=step.micro_generator(self, x.device), device=x.device)
         mixed, share = cut_mix(x, partners, box)
         if share == 1.0:  # the box holds no pixel
             return batch
-        return replace(batch, input=mixed, target=MixedTarget.of(target_of(batch)).mix(partners, share))
+        masks = self._masks(batch, x)
+        pasted = {id(mask): cut_mix(mask, partners, box)[0] for mask in masks}
+        if pasted:
+            batch = map_rest(batch, lambda leaf: pasted.get(id(leaf), leaf))
+        target = target_of(batch)
+        done = {id(mask) for mask in pasted.values()}
+        if done and all(id(leaf) in done for leaf in leaves_of(target) if isinstance(leaf, Tensor)):
+            return replace(batch, input=mixed)
+        return replace(batch, input=mixed, target=MixedTarget.of(target).mix(partners, share, self.describe(), done))
+
+    def _masks(self, batch: Any, x: Tensor) -> list[Tensor]:
+        """Return the parts of the batch that have the image's size, which get the partner's values in the box."""
+        if self.target == "fixed":
+            return []
+        masks = []
+        for leaf in rest_of(batch):
+            place = place_of(leaf, x.shape[-2], x.shape[-1])
+            if place == "unclear":
+                raise refused(self.describe(), leaf, unclear=True)
+            if place == "dense":
+                masks.append(leaf)
+        return masks

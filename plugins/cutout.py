@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from torch import Tensor
-
-from framework.data import input_of, replace
-from framework.errors import UserError
+from framework.data import input_of, map_rest, replace, rest_of
+from framework.ops.dense import check_images, place_of
 from framework.ops.draws import Draws
 from framework.ops.transforms import RandomCutout, Size
 from framework.plugin import Plugin, Step
@@ -20,16 +18,20 @@ class Cutout(Plugin):
     .. math:: x'_{cij} = x_{cij}\,\bigl(1 - \mathbb 1[0 \le i - t < s]\,\mathbb 1[0 \le j - l < s]\bigr)
 
     with the square's centre uniform over the image's pixels, so that squares near the border are clipped and some
-    images stay more visible than others, which the source found to matter. The target does not change. See
-    :func:`framework.ops.images.cutout`.
+    images stay more visible than others, which the source found to matter. See :func:`framework.ops.images.cutout`.
+
+    A class or a number as target does not change. A mask, which is any tensor of the batch whose last two dimensions
+    are the image's height and width, would name pixels that are not to be seen: say by ``target`` what it gets there.
 
     Args:
         size: the square's side :math:`s` in pixels; a quarter to a half of the image's side (16 for CIFAR-10 and 8 for
             CIFAR-100, both of 32 pixels, in the source). Zero is no square.
         probability: probability that an image gets a square; 1 in the source.
+        target: the value that a mask gets in the square: 0 where that is the background, or the loss's
+            ``ignore_index``; ``"keep"`` where the network is to guess what the square hides. None refuses masks.
 
     Raises:
-        UserError: if a setting is out of bounds, or the inputs are not images.
+        UserError: if a setting is out of bounds, the inputs are not images, or there is a mask and no ``target``.
 
     Example:
         >>> Cutout(8).describe()
@@ -45,6 +47,7 @@ class Cutout(Plugin):
 
     size: Size
     probability: Probability = 1.0
+    target: float | Literal["keep"] | None = None
 
     examples = ({"size": 4}, {"size": 3, "probability": 0.5})
     absent = ({"size": 0}, {"probability": 0.0})
@@ -54,7 +57,12 @@ class Cutout(Plugin):
         if not (self.size and self.probability):
             return batch
         x = input_of(batch)
-        if not (isinstance(x, Tensor) and x.ndim >= 3):
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"{self.describe()}: needs images (samples, …, height, width), received {shape}")
-        return replace(batch, input=RandomCutout(self.size, self.probability)(x, Draws(step, self)))
+        check_images(x, self.describe())
+        transform = RandomCutout(self.size, self.probability, self.target)
+        change = transform.on_target
+        if change is not None:
+            masks = [leaf for leaf in rest_of(batch) if place_of(leaf, x.shape[-2], x.shape[-1]) == "dense"]
+            if masks:
+                moved = {id(mask): change(mask, Draws(step, self)) for mask in masks}
+                batch = map_rest(batch, lambda leaf: moved.get(id(leaf), leaf))
+        return replace(batch, input=transform(x, Draws(step, self)))

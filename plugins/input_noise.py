@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from torch import Tensor
 
-from framework.data import input_of, replace
+from framework.data import input_of, map_leaves, replace
 from framework.errors import UserError
 from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.plugin import Plugin, Step
@@ -21,7 +22,8 @@ class InputNoise(Plugin):
         \tilde x = x (1 + \sigma\varepsilon) \quad\text{(multiplicative)}, \qquad
         \tilde x = x \odot m,\; P(m_i = 0) = p \quad\text{(masking)}
 
-    with :math:`\varepsilon \sim \mathcal N(0, I)` drawn independently for each sample and step. To a squared error
+    with :math:`\varepsilon \sim \mathcal N(0, I)` drawn independently for each sample, each of its
+    inputs, and step. To a squared error
     :math:`\tfrac12(\hat y - y)^2` small gaussian noise adds
     :math:`\tfrac{\sigma^2}{2}\,\mathbb E\lVert\nabla_x \hat y\rVert^2` in expectation; for a linear model that is
     the ridge penalty :math:`\tfrac{\sigma^2}{2}\lVert w\rVert^2`, exactly and for noise of any size. Masking does not
@@ -65,12 +67,20 @@ class InputNoise(Plugin):
 
     def transform_batch(self, batch: Any, step: Step) -> Any:
         """Return the batch with noise added to its input."""
-        x = input_of(batch)
+        inputs = input_of(batch)
+        if isinstance(inputs, Tensor):
+            noisy = self._noisy(inputs, step, "")
+        else:  # several inputs, whose noise is keyed by their positions
+            count = itertools.count()
+            noisy = map_leaves(inputs, lambda x: self._noisy(x, step, f"input {next(count)}"))
+        return batch if noisy is inputs else replace(batch, input=noisy)
+
+    def _noisy(self, x: Any, step: Step, who: str) -> Tensor:
         if not (isinstance(x, Tensor) and x.is_floating_point()):
             raise UserError(
                 f"{self.describe()}: needs inputs of floating-point numbers, received"
                 f" {x.dtype if isinstance(x, Tensor) else type(x).__name__}; convert them, or for token ids use"
-                " HiddenNoise at the embedding"
+                " HiddenNoise at the embedding, or override transform_batch in a subclass to change some of"
+                " several inputs"
             )
-        noisy = disturbed(x, self.kind, self.std, self.rate, plugin=self, step=step)
-        return batch if noisy is x else replace(batch, input=noisy)
+        return disturbed(x, self.kind, self.std, self.rate, plugin=self, step=step, who=who)

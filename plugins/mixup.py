@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data import MixedTarget, input_of, replace, target_of
+from framework.data import MixedTarget, input_of, leaves_of, map_leaves, replace, target_of
 from framework.errors import UserError
 from framework.plugin import Plugin, Step
 from framework.settings import NonNegative, Probability
@@ -47,7 +47,7 @@ class Mixup(Plugin):
     There is one :math:`\lambda` per optimizer step, the same in all its micro-batches and ranks. The partners
     :math:`\pi` are a permutation within a micro-batch: under accumulation or several ranks a step has the same
     distribution of pairs except for those across micro-batches, but not the same bits. The only sample of a micro-batch
-    is its own partner.
+    is its own partner. Several inputs or targets of a sample (tuples, mappings, dataclasses) are mixed alike, each.
 
     Args:
         alpha: :math:`\alpha` of the Beta distribution; 0.1 to 0.4 for image classification, 1 (uniform) for small
@@ -86,12 +86,19 @@ class Mixup(Plugin):
         rng = step.stream(self.name).numpy(step.index)
         if not self.alpha or rng.random() >= self.probability:
             return batch
-        x = input_of(batch)
-        if not (isinstance(x, Tensor) and x.is_floating_point()):
+        inputs = input_of(batch)
+        # several inputs of a sample are mixed alike
+        for x in [inputs] if isinstance(inputs, Tensor) else leaves_of(inputs):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                continue
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"{self.describe()}: needs inputs of floating-point numbers, received {kind}; convert them")
+            raise UserError(
+                f"{self.describe()}: needs inputs of floating-point numbers, received {kind};"
+                " convert them, or override transform_batch in a subclass to mix some of them"
+            )
         weight = float(rng.beta(self.alpha, self.alpha))
         weight = max(weight, 1.0 - weight)
         partners = torch.randperm(len(x), generator=step.micro_generator(self, x.device), device=x.device)
-        target = MixedTarget.of(target_of(batch)).mix(partners, weight)
-        return replace(batch, input=mixup(x, partners, weight), target=target)
+        changed = map_leaves(inputs, lambda x: mixup(x, partners, weight))
+        target = MixedTarget.of(target_of(batch)).mix(partners, weight, self.describe())
+        return replace(batch, input=changed, target=target)

@@ -1,9 +1,21 @@
 """Data sets, loaders in keyed order, worker processes, and access to the parts of a batch."""
 
-from framework.data.batch import MixedTarget, Outcome, clean_target, input_of, loss_of, replace, size_of, target_of
+from framework.data.batch import (
+    MixedTarget,
+    Outcome,
+    clean_target,
+    input_of,
+    loss_of,
+    map_rest,
+    replace,
+    rest_of,
+    size_of,
+    target_of,
+)
 from framework.data.data import Data
 from framework.data.loaders import EvalLoader, TrainLoader, Window
 from framework.data.parts import as_dataset, length_of
+from framework.data.trees import entry, has_entry, items_of, leaves_of, map_leaves
 
 __all__ = [
     "Data",
@@ -14,10 +26,17 @@ __all__ = [
     "Window",
     "as_dataset",
     "clean_target",
+    "entry",
+    "has_entry",
     "input_of",
+    "items_of",
+    "leaves_of",
     "length_of",
     "loss_of",
+    "map_leaves",
+    "map_rest",
     "replace",
+    "rest_of",
     "size_of",
     "target_of",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from framework.data.trees import fields_of, items_of, map_leaves, rebuilt
 from framework.errors import UserError
 
 _PARTS = ("input", "target")
@@ -68,10 +69,36 @@ class MixedTarget:
     pairs: tuple[tuple[Any, float], ...]
     clean: Any
 
-    def mix(self, permutation: Tensor, weight: float) -> MixedTarget:
-        """Mix again: ``weight`` of each target with ``1 - weight`` of the target at ``permutation``."""
+    def mix(
+        self, permutation: Tensor, weight: float, who: str = "MixedTarget", fixed: Collection[int] = ()
+    ) -> MixedTarget:
+        """Mix again: ``weight`` of each target with ``1 - weight`` of the target at ``permutation``.
+
+        A target of several tensors, such as a tuple or a mapping, keeps its type; each of its tensors is permuted.
+
+        Args:
+            permutation: the samples' partners, ``(samples,)``.
+            weight: the share of each sample's own target, in [0, 1].
+            who: the plugin that errors name.
+            fixed: ids of tensors that are not permuted, such as masks that were mixed by pixels.
+
+        Raises:
+            UserError: if a part of the target is not a tensor with one row per sample.
+        """
+
+        def partner(leaf: Any) -> Any:
+            if id(leaf) in fixed:
+                return leaf
+            if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == len(permutation):
+                return leaf[permutation]
+            given = f"a tensor of shape {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise UserError(
+                f"{who}: mixes targets whose tensors have one row per sample, here {len(permutation)}; received {given}"
+                " in the target: leave it out of the target, by Data(collate=...), or leave the plugin out"
+            )
+
         kept = [(target, share * weight) for target, share in self.pairs]
-        partners = [(target[permutation], share * (1 - weight)) for target, share in self.pairs]
+        partners = [(map_leaves(target, partner), share * (1 - weight)) for target, share in self.pairs]
         return MixedTarget((*kept, *partners), self.clean)
 
     @staticmethod
@@ -81,8 +108,12 @@ class MixedTarget:
 
     def to(self, device: torch.device | str) -> MixedTarget:
         """Return the mixture with its tensors on ``device``."""
-        pairs = tuple((target.to(device), weight) for target, weight in self.pairs)
-        return MixedTarget(pairs, self.clean.to(device))
+
+        def moved(leaf: Any) -> Any:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        pairs = tuple((map_leaves(target, moved), weight) for target, weight in self.pairs)
+        return MixedTarget(pairs, map_leaves(self.clean, moved))
 
 
 def loss_of(loss: Callable[[Any, Any], Tensor], prediction: Any, target: Any) -> Tensor:
@@ -99,22 +130,28 @@ def clean_target(target: Any) -> Any:
 
 
 def input_of(batch: Any) -> Any:
-    """Return a batch's input: first item of a tuple or list, entry ``"input"`` of a mapping, or the tensor itself."""
+    """Return a batch's input: first item of a tuple or list, entry or field ``"input"``, or the tensor itself.
+
+    A named tuple or dataclass without a field of that name is read by position, as a tuple is.
+    """
     return batch if isinstance(batch, Tensor) else _part(batch, "input")
 
 
 def target_of(batch: Any) -> Any:
-    """Return a batch's target: second item of a tuple or list, or entry ``"target"`` of a mapping."""
+    """Return a batch's target: second item of a tuple or list, or entry or field ``"target"``; see :func:`input_of`."""
     return _part(batch, "target")
 
 
 def _part(batch: Any, name: str) -> Any:
     try:
-        # testing for tuple and list first: isinstance with Mapping takes longer than the rest of this function
+        # plain tuples first: isinstance with Mapping takes longer than the rest of this function
+        if type(batch) is tuple or type(batch) is list:
+            return batch[_PARTS.index(name)]
         if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping):
             return batch[name]
-        return batch[_PARTS.index(name)]
-    except (LookupError, TypeError) as error:
+        key = _key(batch, name)
+        return getattr(batch, key) if isinstance(key, str) else batch[key]
+    except (LookupError, TypeError, AttributeError) as error:
         have = f"a mapping with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
             f"a batch must be (input, target) or a mapping with 'input' and 'target'; this one is {have}, without"
@@ -122,16 +159,58 @@ def _part(batch: Any, name: str) -> Any:
         ) from error
 
 
+def _key(batch: Any, name: str) -> str | int:
+    """Return where a part stands in a batch that is no mapping: name of an attribute, or position."""
+    names = fields_of(batch)
+    if name in names or (not names and hasattr(batch, name)):
+        return name
+    position = _PARTS.index(name)
+    return names[position] if names and not isinstance(batch, tuple) else position
+
+
 def replace(batch: Any, **parts: Any) -> Any:
-    """Return a shallow copy of the batch with its ``input`` or ``target`` replaced."""
-    if isinstance(batch, Mapping):
-        return {**batch, **parts}
+    """Return a shallow copy of the batch, of the same type, with its ``input`` or ``target`` replaced.
+
+    Raises:
+        UserError: if the batch's type cannot be made again with other content.
+    """
     if isinstance(batch, Tensor):
         return parts.get("input", batch)
-    changed = list(batch)
-    for name, value in parts.items():
-        changed[_PARTS.index(name)] = value
-    return tuple(changed)
+    if type(batch) is tuple:
+        changed = list(batch)
+        for name, value in parts.items():
+            changed[_PARTS.index(name)] = value
+        return tuple(changed)
+    if type(batch) is dict:
+        return {**batch, **parts}
+    if isinstance(batch, Mapping):
+        return rebuilt(batch, parts)
+    return rebuilt(batch, {_key(batch, name): value for name, value in parts.items()})
+
+
+def map_rest(batch: Any, change: Callable[[Any], Any], whole: Collection[int] = ()) -> Any:
+    """Return a batch with ``change`` applied to every leaf beside its input; see :func:`map_leaves`."""
+    if isinstance(batch, Tensor):
+        return batch
+    if type(batch) is tuple and len(batch) == 2:
+        target = map_leaves(batch[1], change, whole)
+        return batch if target is batch[1] else (batch[0], target)
+    key = "input" if isinstance(batch, Mapping) else _key(batch, "input")
+    at = fields_of(batch).index(key) if isinstance(batch, tuple) and isinstance(key, str) else key
+    changed = {k: new for k, old in items_of(batch) if k != at and (new := map_leaves(old, change, whole)) is not old}
+    return rebuilt(batch, changed) if changed else batch
+
+
+def rest_of(batch: Any, whole: Collection[int] = ()) -> list[Any]:
+    """Return every leaf of a batch beside its input; see :func:`map_leaves`."""
+    found: list[Any] = []
+
+    def keep(leaf: Any) -> Any:
+        found.append(leaf)
+        return leaf
+
+    map_rest(batch, keep, whole)
+    return found
 
 
 def size_of(batch: Any) -> int:

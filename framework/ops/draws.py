@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import random
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,12 +62,60 @@ class Draws:
         return self._step.uniform(self._plugin, like, self._next())
 
     def normal(self, x: Tensor) -> Tensor:
-        r"""Return draws from :math:`\mathcal N(0, 1)` with the shape and type of ``x``."""
+        r"""Return draws from :math:`\mathcal N(0, 1)` with the shape and type of ``x``, which is floating-point."""
+        check_floating(x, f"normal draws of {self._plugin.name}")
         return self._step.normal(self._plugin, x, self._next())
 
     def _next(self) -> str:
         self._asked += 1
         return f"{self._who}/{self._asked}"
+
+
+@contextlib.contextmanager
+def keyed_globals(key: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python inside the context, and restore their states after it.
+
+    Args:
+        key: a seed of 63 bits; equal keys give equal draws.
+        device: an accelerator whose generator is seeded as well.
+
+    Example:
+        >>> with keyed_globals(5):
+        ...     a = torch.rand(1), np.random.rand(), random.random()
+        >>> with keyed_globals(5):
+        ...     a == (torch.rand(1), np.random.rand(), random.random())
+        True
+    """
+    generators = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [generator.get_state() for generator in generators]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the state that callables share
+    for generator in generators:
+        generator.manual_seed(key)
+    np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002
+    random.seed(key)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def check_floating(x: Tensor, who: str) -> None:
+    """Check that a tensor holds floating-point numbers.
+
+    Args:
+        x: the tensor.
+        who: what the error names.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    if not x.is_floating_point():
+        raise UserError(f"{who}: needs floating-point numbers, received {x.dtype}; convert them in the data set")
 
 
 def disturbed(

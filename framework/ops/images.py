@@ -60,7 +60,7 @@ def crop(x: Tensor, corners: Tensor, size: tuple[int, int]) -> Tensor:
     return stretches.index_select(0, starts.view(-1)).view(count, channels, *size)
 
 
-def affine(x: Tensor, angles: Tensor, scales: Tensor, fill: Fill = "constant") -> Tensor:
+def affine(x: Tensor, angles: Tensor, scales: Tensor, fill: Fill = "constant", *, nearest: bool = False) -> Tensor:
     r"""Rotate each image about its centre by its own angle and magnify it by its own scale, interpolated bilinearly.
 
     The output at :math:`p` (pixels from the centre, x to the right, y downward) is the input at
@@ -69,17 +69,25 @@ def affine(x: Tensor, angles: Tensor, scales: Tensor, fill: Fill = "constant") -
 
     so that positive angles turn the image counter-clockwise on the screen.
 
+    Whole numbers are interpolated as floating-point ones and rounded.
+
     Args:
-        x: ``(samples, channels, height, width)``, floating-point.
+        x: ``(samples, channels, height, width)``, no booleans unless ``nearest``.
         angles: :math:`\varphi` in radians, ``(samples,)``.
         scales: :math:`s > 0`, ``(samples,)``; 2 doubles the size of what the image shows.
         fill: what lies outside the image: zeros, the mirrored image or the border pixels.
+        nearest: take the nearest pixel instead of interpolating, for masks, whose values must not be mixed.
 
     Example:
         >>> quarter = affine(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), torch.tensor([torch.pi / 2]), torch.ones(1))
         >>> quarter.round().tolist()
         [[[[2.0, 4.0], [1.0, 3.0]]]]
     """
+    if not x.is_floating_point():
+        # exact for whole numbers up to 2^24 and 2^53
+        wide = x.to(torch.float64 if x.dtype in (torch.int32, torch.int64) else torch.float32)
+        moved = affine(wide, angles, scales, fill, nearest=nearest)
+        return moved.round_().to(x.dtype)
     height, width = x.shape[-2:]
     cos, sin, zero = angles.cos() / scales, angles.sin() / scales, torch.zeros_like(angles)
     # grid_sample counts each axis from -1 to 1, so in images that are not square the axes differ in scale
@@ -88,11 +96,12 @@ def affine(x: Tensor, angles: Tensor, scales: Tensor, fill: Fill = "constant") -
     # both coordinates as separate planes: a fifth of the time of F.affine_grid, and grid_sample is as fast on them
     grid = (theta @ _pixels(height, width, x)).view(-1, 2, height, width).permute(0, 2, 3, 1)
     outside = {"constant": "zeros", "reflect": "reflection", "replicate": "border"}[fill]
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode=outside, align_corners=False)
+    mode = "nearest" if nearest else "bilinear"
+    return F.grid_sample(x, grid, mode=mode, padding_mode=outside, align_corners=False)
 
 
-def cutout(x: Tensor, centres: Tensor, size: int, hit: Tensor | None = None) -> Tensor:
-    r"""Set a square to zero in each image, clipped at the border.
+def cutout(x: Tensor, centres: Tensor, size: int, hit: Tensor | None = None, *, value: float = 0.0) -> Tensor:
+    r"""Set a square to zero, or to another value, in each image, clipped at the border.
 
     .. math:: x'_{ncij} = x_{ncij}\,\bigl(1 - \mathbb 1[0 \le i - t_n < s]\,\mathbb 1[0 \le j - l_n < s]\bigr),
         \qquad (t_n, l_n) = (y_n, x_n) - \lfloor s/2 \rfloor
@@ -102,6 +111,7 @@ def cutout(x: Tensor, centres: Tensor, size: int, hit: Tensor | None = None) -> 
         centres: whole numbers ``(samples, 2)``: row and column of each square's centre.
         size: the square's side :math:`s` in pixels.
         hit: booleans ``(samples,)``: which images get a square, None for all.
+        value: what the square holds.
 
     Example:
         >>> cutout(torch.ones(1, 3, 3), torch.tensor([[0, 1]]), 2).tolist()
@@ -112,6 +122,9 @@ def cutout(x: Tensor, centres: Tensor, size: int, hit: Tensor | None = None) -> 
     columns = _within(x.shape[-1], corners[:, 1:], size)
     if hit is not None:
         rows = rows & hit[:, None]
+    if value or x.dtype == torch.bool:
+        square = rows[:, :, None] & columns[:, None, :]
+        return x.masked_fill(square.view(len(x), *[1] * (x.ndim - 3), *square.shape[1:]), value)
     # masked_fill is several times as slow where the mask is the same for all channels
     kept = 1 - rows.to(x.dtype)[:, :, None] * columns.to(x.dtype)[:, None, :]
     return x * kept.view(len(x), *[1] * (x.ndim - 3), *kept.shape[1:])

@@ -3,6 +3,13 @@
 A transform is any callable ``(x, draws)``: ``x`` has shape ``(samples, …)``, ``draws`` is a
 :class:`framework.ops.draws.Draws`. Those here take images ``(samples, channels, height, width)`` and call the functions
 of :mod:`framework.ops.images`.
+
+What happens to a target that has the image's height and width, such as a mask, a transform declares by an attribute:
+
+- ``on_target = None``: no pixel moves, so the target stays as it is.
+- ``on_target(target, draws)``: called with the same draws, it returns the target, changed as the image is. Targets are
+  ``(samples, …, height, width)`` of any type; their values must not be interpolated.
+- no such attribute: targets of that kind are refused.
 """
 
 from __future__ import annotations
@@ -10,14 +17,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from framework.errors import UserError
-from framework.ops.draws import Draws
+from framework.ops.dense import check_images
+from framework.ops.draws import Draws, check_floating
 from framework.ops.images import Fill, affine, brightness_contrast, crop, cutout, flip, random_centres
 from framework.ops.noise import additive
 from framework.settings import Bounds, NonNegative, PositiveInt, Probability, check_settings
@@ -59,7 +68,13 @@ class RandomFlip(BatchTransform):
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Return the images, a random subset of them mirrored."""
-        return flip(x, draws.uniform(x, 1)[:, 0] < self.probability, -1 if self.axis == "horizontal" else -2)
+        check_images(x, repr(self), ndim=2)
+        return self.on_target(x, draws)
+
+    def on_target(self, target: Tensor, draws: Draws) -> Tensor:
+        """Return masks or images, those of the mirrored images mirrored."""
+        mirrored = draws.uniform(target, 1)[:, 0] < self.probability
+        return flip(target, mirrored, -1 if self.axis == "horizontal" else -2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +98,14 @@ class RandomCrop(BatchTransform):
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Return a random window of each padded image."""
+        check_images(x, repr(self))
+        return self._window(x, draws) if x.ndim == 4 else _by_planes(self._window, x, draws)
+
+    def on_target(self, target: Tensor, draws: Draws) -> Tensor:
+        """Return the window of each padded mask that its image has; constant padding is 0."""
+        return _by_planes(self._window, target, draws)
+
+    def _window(self, x: Tensor, draws: Draws) -> Tensor:
         height, width = x.shape[-2:]
         size = (height, width) if self.size is None else (self.size, self.size)
         free_rows, free_columns = height + 2 * self.padding - size[0], width + 2 * self.padding - size[1]
@@ -91,7 +114,7 @@ class RandomCrop(BatchTransform):
         if free_rows == free_columns == 0:
             return x
         corners = random_centres(draws.uniform(x, 2), free_rows + 1, free_columns + 1)
-        return crop(F.pad(x, [self.padding] * 4, mode=self.fill) if self.padding else x, corners, size)
+        return crop(_pad(x, self.padding, self.fill) if self.padding else x, corners, size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +133,21 @@ class RandomAffine(BatchTransform):
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Return the rotated and magnified images."""
+        check_images(x, repr(self))
+        if x.dtype == torch.bool or x.is_complex():
+            raise UserError(f"{self!r}: interpolates numbers, received {x.dtype}; convert them to floating-point ones")
+        return self._turned(x, draws) if x.ndim == 4 else _by_planes(self._turned, x, draws)
+
+    def on_target(self, target: Tensor, draws: Draws) -> Tensor:
+        """Return the masks, rotated and magnified as their images, without interpolation; constant fill is 0."""
+        return _by_planes(lambda x, draws: self._turned(x, draws, nearest=True), target, draws)
+
+    def _turned(self, x: Tensor, draws: Draws, *, nearest: bool = False) -> Tensor:
         if not (self.degrees or self.scale):
             return x
         signed = draws.uniform(x, 2) * 2.0 - 1.0
         scales = torch.exp(signed[:, 1] * math.log1p(self.scale))
-        return affine(x, signed[:, 0] * math.radians(self.degrees), scales, self.fill)
+        return affine(x, signed[:, 0] * math.radians(self.degrees), scales, self.fill, nearest=nearest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +157,39 @@ class RandomCutout(BatchTransform):
     Args:
         size: side of the square in pixels; about half the image's side for a strong effect.
         probability: probability that an image gets a square.
+        target: the value that a mask gets in the square, such as 0 or the loss's ``ignore_index``, or ``"keep"`` where
+            the target is to stay as it is, as for reconstruction. None refuses a target of the image's size.
     """
 
     size: Size
     probability: Probability = 1.0
+    target: float | Literal["keep"] | None = None
 
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Return the images, a random subset of them with a square of zeros."""
+        check_images(x, repr(self))
+        return self._with_square(x, draws, 0.0)
+
+    @property
+    def on_target(self) -> Callable[[Tensor, Draws], Tensor] | None:
+        """What changes a mask: None where it stays."""
+        return None if self.target == "keep" or not (self.size and self.probability) else self._fill_target
+
+    def _fill_target(self, target: Tensor, draws: Draws) -> Tensor:
+        if self.target is None or isinstance(self.target, str):
+            raise UserError(
+                f"{self!r}: the target {tuple(target.shape)} has the image's size, which the square leaves without an"
+                " image; give target=, its value in the square (0, or the loss's ignore_index), or target='keep'"
+            )
+        return self._with_square(target, draws, self.target)
+
+    def _with_square(self, x: Tensor, draws: Draws, value: float) -> Tensor:
         if not (self.size and self.probability):
             return x
         # always three draws, so that changing the probability moves no square
         u = draws.uniform(x, 3)
-        return cutout(x, random_centres(u[:, :2], *x.shape[-2:]), self.size, u[:, 2] < self.probability)
+        centres = random_centres(u[:, :2], *x.shape[-2:])
+        return cutout(x, centres, self.size, u[:, 2] < self.probability, value=value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +202,14 @@ class GaussianNoise(BatchTransform):
 
     std: NonNegative = 0.1
 
+    on_target: ClassVar[None] = None
+
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Return the samples with noise added."""
-        return additive(x, self.std, draws.normal(x)) if self.std else x
+        if not self.std:
+            return x
+        check_floating(x, repr(self))
+        return additive(x, self.std, draws.normal(x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +225,36 @@ class RandomBrightnessContrast(BatchTransform):
     brightness: NonNegative = 0.2
     contrast: Probability = 0.2
 
+    on_target: ClassVar[None] = None
+
     def __call__(self, x: Tensor, draws: Draws) -> Tensor:
         """Return the images with changed brightness and contrast."""
         if not (self.brightness or self.contrast):
             return x
+        check_floating(x, repr(self))
         signed = draws.uniform(x, 2) * 2.0 - 1.0
         return brightness_contrast(x, signed[:, 0] * self.brightness, signed[:, 1] * self.contrast)
+
+
+def _by_planes(change: Callable[[Tensor, Draws], Tensor], target: Tensor, draws: Draws) -> Tensor:
+    """Change ``(samples, …, height, width)`` by a function of ``(samples, channels, height, width)``."""
+    changed = change(target.reshape(len(target), -1, *target.shape[-2:]), draws)
+    return changed.reshape(*target.shape[:-2], *changed.shape[-2:])
+
+
+def _pad(x: Tensor, padding: int, fill: Fill) -> Tensor:
+    """Pad height and width; all kinds of padding for all types of numbers."""
+    if fill != "constant" and not x.is_floating_point():
+        # torch mirrors no whole numbers; bits are copied, so that any number is kept
+        rows, columns = (_outside(size, padding, fill, x.device) for size in x.shape[-2:])
+        return x.index_select(-2, rows).index_select(-1, columns)
+    return F.pad(x, [padding] * 4, mode=fill)
+
+
+def _outside(size: int, padding: int, fill: Fill, device: torch.device) -> Tensor:
+    """Return for each position of a padded side of ``size`` pixels the pixel that it holds."""
+    places = torch.arange(-padding, size + padding, device=device)
+    if fill == "replicate":
+        return places.clamp_(0, size - 1)
+    places = places.abs_()
+    return torch.where(places < size, places, 2 * (size - 1) - places)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import inspect
 import pickle
 import random
+from typing import NamedTuple
 
 import albumentations
 import numpy as np
@@ -13,12 +15,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from framework import Data, Plugin, Recipe, UserError, fit
-from framework.ops.transforms import GaussianNoise, RandomCrop, RandomFlip
+from framework import Data, LintWarning, MixedTarget, Plugin, Recipe, UserError, fit
+from framework.ops.draws import keyed_globals
+from framework.ops.pipelines import image_of, tensor_of
+from framework.ops.transforms import GaussianNoise, RandomAffine, RandomBrightnessContrast, RandomCrop, RandomFlip
 from framework.plugin.answers import Answers
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
-from plugins.augmentation import Augmentation, image_of, keyed_globals, tensor_of
+from plugins.augmentation import Augmentation
 
 X = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(24)
@@ -346,3 +350,221 @@ def test_settings_are_plain_data():
     settings = Augmentation(keyed, batch=[RandomFlip(0.25)]).settings()
     assert settings["batch"] == [{"class": "RandomFlip", "probability": 0.25, "axis": "horizontal"}]
     assert settings["sample"].endswith("keyed")
+
+
+# ---- targets with a place in the image -----------------------------------------------------------------------------
+
+# each pixel of an image has a number of its own, and its mask has the same numbers
+NUMBERS = torch.arange(12 * 6 * 8).view(12, 1, 6, 8)
+
+
+def batches_of(plugin, batch, count=12):
+    return plugin.transform_batch(batch, step_of(count))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [RandomFlip(), RandomFlip(axis="vertical"), RandomCrop(2), RandomCrop(1, size=5), RandomCrop(2, fill="reflect")],
+    ids=repr,
+)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.uint8])
+def test_masks_go_where_the_pixels_go(transform, dtype):
+    numbers = NUMBERS.to(dtype)
+    plugin = Augmentation(batch=[transform, RandomFlip(axis="vertical")])
+    x, mask = batches_of(plugin, (numbers, numbers[:, 0]))
+    assert not torch.equal(x[:, 0], numbers[:, 0])
+    assert torch.equal(mask, x[:, 0])
+    assert torch.equal(batches_of(plugin, (numbers, torch.arange(12)))[0], x)
+
+
+def test_rotated_masks_take_the_nearest_pixel():
+    x = torch.zeros(12, 1, 16, 16)
+    x[:, :, :, 8:] = 1.0
+    plugin = Augmentation(batch=[RandomAffine(40.0, 0.3)])
+    rotated, mask = batches_of(plugin, (x, (x[:, 0] * 255).long()))
+    assert set(mask.unique().tolist()) == {0, 255}
+    sure = (rotated[:, 0] > 0.9) | (rotated[:, 0] < 0.1)
+    assert sure.float().mean() > 0.8
+    assert torch.equal((mask > 0)[sure], (rotated[:, 0] > 0.5)[sure])
+
+
+def test_masks_of_batches_of_any_type_move():
+    mask = NUMBERS[:, 0]
+    plugin = Augmentation(batch=[RandomFlip()])
+    flipped = batches_of(plugin, (NUMBERS, Y[:12]))[0]
+    batch = {"input": NUMBERS, "target": {"label": Y[:12], "masks": (mask, NUMBERS)}, "weights": mask.double()}
+    changed = batches_of(plugin, batch)
+    assert torch.equal(changed["input"], flipped)
+    assert torch.equal(changed["target"]["masks"][0], flipped[:, 0])
+    assert torch.equal(changed["target"]["masks"][1], flipped)
+    assert torch.equal(changed["weights"], flipped[:, 0].double())
+    assert changed["target"]["label"] is batch["target"]["label"]
+    assert torch.equal(batches_of(plugin, (NUMBERS, NUMBERS))[1], flipped)  # as for an autoencoder
+    mixed = MixedTarget.of(mask).mix(torch.arange(12).flip(0), 0.7)
+    pairs = batches_of(plugin, (NUMBERS, mixed))[1].pairs
+    assert torch.equal(pairs[0][0], flipped[:, 0])
+    assert torch.equal(pairs[1][0].sum(), mask.sum())
+
+
+def test_values_alone_may_change_beside_a_mask_or_boxes():
+    x = NUMBERS.float()
+    for target in (x[:, 0], torch.zeros(12, 5, 4)):
+        plugin = Augmentation(batch=[GaussianNoise(), RandomBrightnessContrast()])
+        assert batches_of(plugin, (x, target))[1] is target
+
+
+@pytest.mark.parametrize("target", [torch.zeros(12, 5, 4), torch.zeros(12, 7, 2), torch.zeros(12, 3, 4), NUMBERS.mT])
+def test_boxes_points_and_masks_of_another_size_are_refused(target):
+    with pytest.raises(UserError, match="may have a place in the image"):
+        batches_of(Augmentation(batch=[RandomFlip()]), (NUMBERS, target))
+    assert batches_of(Augmentation(batch=[RandomFlip()], target="fixed"), (NUMBERS, target))[1] is target
+
+
+@pytest.mark.parametrize(
+    "target", [torch.tensor([[3.0, 5.0]]), torch.tensor([[0.0, 0.0, 7.0, 5.0]]), torch.tensor([[1, 2, 4, 5]])]
+)
+def test_numbers_that_may_be_coordinates_are_told_once(target):
+    plugin, target = Augmentation(batch=[RandomFlip()]), target.expand(12, -1)
+    with pytest.warns(LintWarning, match=r"Augmentation\(batch=RandomFlip\): the target \(12, \d\) stays as it is"):
+        batches_of(plugin, (NUMBERS, target))
+    assert batches_of(plugin, (NUMBERS, target))[1] is target
+    batches_of(Augmentation(batch=[RandomFlip()], target="fixed"), (NUMBERS, target))
+
+
+def roll(x, draws):
+    return x.roll(int(draws.uniform(x[:1], 1) * 7) + 1, -1)
+
+
+def shuffled(x):
+    return x[..., torch.randperm(x.shape[-1])]
+
+
+def shuffled_by(x, rng):
+    return x[..., torch.from_numpy(rng.permutation(x.shape[-1]))]
+
+
+def declared(transform, on_target):
+    def change(*given):
+        return transform(*given)
+
+    change.on_target = on_target
+    change.__signature__ = inspect.signature(transform)
+    return change
+
+
+@pytest.mark.parametrize("transform", [roll, shuffled])
+def test_a_callable_declares_what_it_does_with_masks(transform):
+    batch = (NUMBERS, NUMBERS[:, 0])
+    with pytest.raises(UserError, match="on_target"):
+        batches_of(Augmentation(batch=[transform]), batch)
+    for on_target, moves in ((transform, True), (None, False)):
+        x, mask = batches_of(Augmentation(batch=[declared(transform, on_target)]), batch)
+        assert not torch.equal(x, NUMBERS)
+        assert torch.equal(mask, (x if moves else NUMBERS)[:, 0])
+    assert batches_of(Augmentation(batch=[transform]), (NUMBERS, Y[:12]))[1].equal(Y[:12])
+
+
+@pytest.mark.parametrize("transform", [shuffled_by, shuffled])
+def test_a_callable_for_samples_declares_it_too(transform):
+    sample = (NUMBERS[1], NUMBERS[1, 0])
+    with pytest.raises(UserError, match="on_target"):
+        Augmentation(transform).transform_sample(sample, np.random.default_rng(0))
+    plain = Augmentation(transform).transform_sample((NUMBERS[1], 3), np.random.default_rng(0))[0]
+    for on_target, moves in ((transform, True), (None, False)):
+        x, mask = Augmentation(declared(transform, on_target)).transform_sample(sample, np.random.default_rng(0))
+        assert torch.equal(x, plain)
+        assert torch.equal(mask, (x if moves else NUMBERS[1])[0])
+    with pytest.raises(UserError, match="may have a place"):
+        Augmentation(transform).transform_sample((NUMBERS[1], torch.zeros(5, 4)), np.random.default_rng(0))
+
+
+def test_albumentations_moves_masks_with_the_image():
+    compose = albumentations.Compose([albumentations.HorizontalFlip(p=0.5), albumentations.VerticalFlip(p=0.5)])
+    seen = set()
+    for index in range(8):
+        image, rest = NUMBERS[1].to(torch.uint8), {"mask": NUMBERS[1, 0], "one_hot": NUMBERS[1].bool(), "label": 3}
+        x, target = Augmentation(compose).transform_sample((image, rest), np.random.default_rng(index))
+        assert torch.equal(target["mask"] - NUMBERS[1].min(), x[0].long() - x.min())
+        assert torch.equal(target["one_hot"], x.bool())
+        assert (target["label"], target["mask"].dtype) == (3, torch.int64)
+        seen.add(int(x[0, 0, 0]))
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize("target", [torch.tensor([[3.0, 5.0], [1.0, 2.0]]), [[3.0, 5.0], [1.0, 2.0]]])
+def test_albumentations_moves_key_points_that_are_the_target(target):
+    compose = albumentations.Compose(
+        [albumentations.HorizontalFlip(p=1.0)], keypoint_params=albumentations.KeypointParams(format="xy")
+    )
+    points = Augmentation(compose).transform_sample((torch.rand(3, 16, 16), target), np.random.default_rng(0))[1]
+    assert type(points) is type(target)
+    np.testing.assert_allclose(np.asarray(points), [[12.0, 5.0], [14.0, 2.0]])
+
+
+class Boxes(NamedTuple):
+    input: torch.Tensor
+    bboxes: torch.Tensor
+    labels: torch.Tensor
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_albumentations_moves_boxes_by_their_names(inside):
+    compose = albumentations.Compose(
+        [albumentations.HorizontalFlip(p=1.0)],
+        bbox_params=albumentations.BboxParams(format="pascal_voc", label_fields=["labels"]),
+    )
+    boxes, labels = torch.tensor([[1.0, 2.0, 5.0, 6.0]]), torch.tensor([4])
+    image = torch.rand(3, 8, 16)
+    sample = (image, {"bboxes": boxes, "labels": labels}) if inside else Boxes(image, boxes, labels)
+    changed = Augmentation(compose).transform_sample(sample, np.random.default_rng(0))
+    held = changed[1] if inside else changed._asdict()
+    torch.testing.assert_close(held["bboxes"], torch.tensor([[11.0, 2.0, 15.0, 6.0]]))
+    assert torch.equal(held["labels"], labels)
+    assert type(changed) is type(sample)
+    assert torch.equal(changed[0], image.flip(-1))
+
+
+def test_pipelines_whose_parameters_find_no_target_are_refused():
+    compose = albumentations.Compose(
+        [albumentations.HorizontalFlip(p=1.0)],
+        bbox_params=albumentations.BboxParams(format="pascal_voc", label_fields=["labels"]),
+    )
+    for target in (torch.zeros(2, 4), {"bboxes": torch.zeros(2, 4)}, 3):
+        with pytest.raises(UserError, match=r"sample=Compose\): the pipeline's parameters ask for 'bboxes', 'labels'"):
+            Augmentation(compose).transform_sample((torch.rand(3, 8, 8), target), np.random.default_rng(0))
+    points = torch.zeros(5, 2)
+    with pytest.raises(UserError, match="may have a place"):
+        Augmentation(pipeline()).transform_sample((torch.rand(3, 8, 8), points), np.random.default_rng(0))
+    noise = albumentations.Compose([albumentations.GaussNoise(p=1.0)])
+    assert Augmentation(noise).transform_sample((torch.rand(3, 8, 8), points), np.random.default_rng(0))[1] is points
+
+
+@pytest.mark.parametrize("transform", [RandomFlip(), RandomCrop(2), RandomAffine()], ids=repr)
+def test_channels_last_are_refused(transform):
+    with pytest.raises(UserError, match=r"layout \(N, C, H, W\)"):
+        batches_of(Augmentation(batch=[transform]), (torch.zeros(12, 16, 16, 3), Y[:12]))
+    with pytest.raises(UserError, match="layout"):
+        Augmentation(pipeline()).transform_sample((torch.rand(16, 16, 3), 0), np.random.default_rng(0))
+
+
+def test_masks_follow_in_a_fit():
+    x = (X > 0.5).float()
+    net = nn.Conv2d(1, 2, 1)
+    net.weight.data[:] = torch.tensor([-40.0, 40.0]).view(2, 1, 1, 1)
+    net.bias.data[:] = torch.tensor([20.0, -20.0])  # labels each pixel rightly
+    compose = albumentations.Compose([albumentations.HorizontalFlip(p=0.5)])
+    for plugin in (Augmentation(batch=[RandomFlip(), RandomCrop(2)]), Augmentation(compose)):
+        recipe = Recipe(net, Data((x, x[:, 0].long()), batch_size=8), functional.cross_entropy, plugins=[plugin])
+        run = fit(recipe, trainer={"max_epochs": 1, "enable_progress_bar": False, "logger": False}, logs=None)
+        assert run.last["train/loss"] < 1e-3
+
+
+def test_lists_of_boxes_are_refused():
+    boxes = {"boxes": [[1, 2, 3, 4], [0, 0, 2, 2]], "labels": [3, 1]}
+    for transform in (albumentations.HorizontalFlip(p=1.0), shuffled):
+        with pytest.raises(UserError, match=r"the target \(2, 4\) may have a place in the image"):
+            Augmentation(transform).transform_sample((NUMBERS[1], boxes), np.random.default_rng(0))
+        changed = Augmentation(transform, target="fixed").transform_sample(
+            (NUMBERS[1].float(), boxes), np.random.default_rng(0)
+        )
+        assert changed[1] is boxes

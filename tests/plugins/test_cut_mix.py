@@ -130,7 +130,7 @@ def test_a_fit_equals_a_loop_by_hand():
 def test_the_box_is_one_for_the_step_and_partners_are_those_of_the_micro_batch():
     x = torch.arange(32.0).view(32, 1, 1, 1).expand(-1, 1, 8, 8).contiguous()
     first, micro, rank = (
-        CutMix().transform_batch((x, x), step_of(32, micro=m, rank=r)) for m, r in ((0, 0), (1, 0), (0, 1))
+        CutMix().transform_batch((x, x[:, 0, 0, 0]), step_of(32, micro=m, rank=r)) for m, r in ((0, 0), (1, 0), (0, 1))
     )
     for other in (micro, rank):
         assert other[1].pairs[0][1] == first[1].pairs[0][1] < 1
@@ -171,3 +171,52 @@ def test_evaluation_sees_whole_images():
 def test_inputs_that_are_no_images_are_refused(x):
     with pytest.raises(UserError, match="needs images"):
         CutMix().transform_batch((x, torch.ones(4)), step_of(4))
+
+
+# ---- targets with a place in the image -----------------------------------------------------------------------------
+
+NUMBERS = torch.arange(16 * 6 * 8).view(16, 1, 6, 8)
+
+
+def test_masks_get_the_partners_values_in_the_box_and_are_not_mixed():
+    for dtype in (torch.int64, torch.uint8, torch.float32):
+        numbers = NUMBERS.to(dtype)
+        x, mask = CutMix().transform_batch((numbers, numbers[:, 0]), step_of(16))
+        assert not torch.equal(x, numbers)
+        assert torch.equal(mask, x[:, 0])
+
+
+def test_classes_beside_a_mask_are_mixed_and_the_mask_is_in_both_pairs():
+    labels = torch.arange(16)
+    batch = {"input": NUMBERS, "target": (labels, NUMBERS[:, 0]), "more": NUMBERS.double()}
+    changed = CutMix().transform_batch(batch, step_of(16))
+    x, target = changed["input"], changed["target"]
+    (own, kept), (other, rest) = target.pairs
+    assert kept + rest == pytest.approx(1.0)
+    assert torch.equal(own[0], labels)
+    assert not torch.equal(other[0], labels)
+    for mask in (own[1], other[1], target.clean[1]):
+        assert torch.equal(mask, x[:, 0])
+    assert torch.equal(changed["more"], x.double())
+    changed_share = (x != NUMBERS).flatten(1).double().mean(1)
+    assert changed_share.max().item() == pytest.approx(rest)
+
+
+def test_masks_after_mixup_stay_two_masks_with_their_weights():
+    x = NUMBERS.float()
+    mixed = Mixup(1.0).transform_batch((x, x[:, 0]), step_of(16))
+    images, target = CutMix().transform_batch(mixed, step_of(16))
+    assert len(target.pairs) == 2
+    torch.testing.assert_close(sum(weight * mask for mask, weight in target.pairs), images[:, 0])
+
+
+def test_boxes_are_refused_unless_the_target_is_fixed():
+    boxes = torch.zeros(16, 5, 4)
+    with pytest.raises(UserError, match="may have a place in the image"):
+        CutMix().transform_batch((NUMBERS, boxes), step_of(16))
+    assert len(CutMix(target="fixed").transform_batch((NUMBERS, boxes), step_of(16))[1].pairs) == 2
+
+
+def test_channels_last_are_refused():
+    with pytest.raises(UserError, match=r"layout \(N, C, H, W\), received \(16, 9, 9, 3\)"):
+        CutMix().transform_batch((torch.zeros(16, 9, 9, 3), Y[:16]), step_of(16))

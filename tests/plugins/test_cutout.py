@@ -87,3 +87,31 @@ def test_evaluation_sees_whole_images():
 def test_inputs_that_are_no_images_are_refused(x):
     with pytest.raises(UserError, match="needs images"):
         Cutout(2).transform_batch((x, None), Step(0, WeightEdits()))
+
+
+def covered(plugin: Cutout, x: torch.Tensor, target):
+    step = Step(3, WeightEdits())
+    step.count = len(x)
+    return plugin.transform_batch((x, target), step)
+
+
+def test_a_mask_needs_a_word_on_the_square():
+    x = torch.arange(1, 4 * 64 + 1).view(4, 1, 8, 8)
+    with pytest.raises(UserError, match=r"the target \(4, 8, 8\) has the image's size.*target='keep'"):
+        covered(Cutout(3), x, x[:, 0])
+    hidden, mask = covered(Cutout(3, target=-100), x, x[:, 0])
+    assert torch.equal(mask, torch.where(hidden[:, 0] == 0, -100, x[:, 0]))
+    hidden, mask = covered(Cutout(3, target=0), x, {"mask": x[:, 0], "label": Y[:4]})
+    assert torch.equal(mask["mask"], hidden[:, 0])
+    whole = x[:, 0]
+    assert covered(Cutout(3, target="keep"), x, whole)[1] is whole
+    assert covered(Cutout(3), x, torch.zeros(4, 5, 4))[1].shape == (4, 5, 4)  # boxes are where they were
+
+
+def test_bytes_and_booleans_are_covered_and_channels_last_refused():
+    for x in (torch.full((4, 1, 8, 8), 200, dtype=torch.uint8), torch.ones(4, 1, 8, 8, dtype=torch.bool)):
+        hidden = covered(Cutout(3), x, None)[0]
+        expected = covered(Cutout(3), x.float(), None)[0].to(x.dtype)
+        assert torch.equal(hidden, expected)
+    with pytest.raises(UserError, match="layout"):
+        covered(Cutout(3), torch.zeros(4, 9, 9, 1), None)

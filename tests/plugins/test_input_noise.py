@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import Dataset
 
-from framework import Data, Recipe, UserError, fit
+from framework import Core, Data, Outcome, Recipe, UserError, fit
 from framework.ops.keyed import Stream
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
@@ -164,3 +166,40 @@ def test_on_linear_regression_it_is_ridge_with_alpha_sigma_squared():
     plain = torch.linalg.lstsq(x64, y64).solution
     assert (solution - ridge).abs().max() < 0.01
     assert (plain - ridge).abs().max() > 0.2
+
+
+class Sample(NamedTuple):
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+class Samples(Dataset):
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return Sample(torch.ones(4) * index, torch.zeros(1))
+
+
+class ByName(Core):
+    def compute_loss(self, batch):
+        return Outcome(functional.mse_loss(self(batch.image), batch.label))
+
+
+def test_batches_of_named_tuples_are_read_by_name_after_it():
+    recipe = Recipe(nn.Linear(4, 1), Data(Samples(), batch_size=4), core=ByName, plugins=[InputNoise(0.1)])
+    run = fit(recipe, trainer={"max_epochs": 1, "enable_progress_bar": False, "logger": False}, logs=None)
+    assert run.last["train/loss"] > 0
+
+
+def test_several_inputs_get_noise_of_their_own():
+    a, b = torch.zeros(8, 3), torch.zeros(8, 3)
+    step = Step(0, WeightEdits())
+    step.count = step.samples = 8
+    plugin = InputNoise(0.5)
+    (first, named), target = plugin.transform_batch(((a, {"b": b}), 7), step)
+    assert target == 7
+    assert first.any() and named["b"].any()
+    assert not torch.equal(first, named["b"])
+    with pytest.raises(UserError, match=r"received torch\.int64.*override transform_batch"):
+        plugin.transform_batch(((a, torch.zeros(8, dtype=torch.long)), 7), step)

@@ -165,3 +165,30 @@ def test_inputs_that_cannot_be_mixed_are_refused(x):
 def test_settings_out_of_bounds_are_refused(settings):
     with pytest.raises(UserError, match=next(iter(settings))):
         Mixup(**settings)
+
+
+def test_several_targets_are_mixed_each():
+    x, y, z = X[:8], torch.arange(8.0)[:, None], torch.eye(8)
+    mixed, target = Mixup(1.0).transform_batch((x, (y, {"z": z})), step_of(8))
+    parts = [sum(weight * one for one, weight in [(read(t), w) for t, w in target.pairs]) for read in READ]
+    inverse = torch.linalg.lstsq(x.T, mixed.T).solution.T  # which samples a mixture is made of
+    torch.testing.assert_close(inverse, parts[1], rtol=0, atol=1e-3)
+    torch.testing.assert_close(parts[0], parts[1] @ y)
+    assert target.clean == (y, {"z": z})
+
+
+READ = (lambda t: t[0], lambda t: t[1]["z"])
+
+
+def test_targets_that_cannot_be_mixed_are_refused():
+    with pytest.raises(UserError, match=r"Mixup\(alpha=1.0\): mixes targets whose tensors have one row per sample"):
+        Mixup(1.0).transform_batch((X[:8], (Y[:8], ["a"] * 8)), step_of(8))
+
+
+def test_several_inputs_are_mixed_alike():
+    a = torch.eye(8)
+    (x, y), target = Mixup(1.0).transform_batch(((a, 2 * a[:, None]), a), step_of(8))
+    torch.testing.assert_close(y[:, 0], 2 * x)
+    torch.testing.assert_close(sum(weight * one for one, weight in target.pairs), x)
+    with pytest.raises(UserError, match=r"received torch\.int64.*override transform_batch"):
+        Mixup(1.0).transform_batch(((a, torch.arange(8)), a), step_of(8))

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import types
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from framework.data.batch import MixedTarget, clean_target, input_of, loss_of, replace, size_of, target_of
+from framework.data import leaves_of
+from framework.data.batch import (
+    MixedTarget,
+    clean_target,
+    input_of,
+    loss_of,
+    map_rest,
+    replace,
+    rest_of,
+    size_of,
+    target_of,
+)
 from framework.errors import UserError
 
 X, Y = torch.arange(6.0).view(3, 2), torch.tensor([0, 1, 1])
@@ -74,3 +90,87 @@ def test_a_weight_of_zero_asks_for_no_loss() -> None:
 def test_mixed_target_moves_whole() -> None:
     moved = MixedTarget(((Y, 0.5), (Y, 0.5)), Y).to("meta")
     assert {one.device.type for one, _ in moved.pairs} | {moved.clean.device.type} == {"meta"}
+
+
+class Sample(NamedTuple):
+    image: torch.Tensor
+    label: torch.Tensor
+    weight: int = 7
+
+
+class Swapped(NamedTuple):
+    target: torch.Tensor
+    input: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    weight: int
+    target: torch.Tensor
+    input: torch.Tensor
+
+
+@dataclasses.dataclass
+class Placed:
+    image: torch.Tensor
+    label: torch.Tensor
+
+
+class Plain:
+    def __init__(self) -> None:
+        self.input, self.target, self.more = X, Y, 7
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Sample(X, Y),
+        Swapped(Y, X),
+        Named(7, Y, X),
+        Placed(X, Y),
+        Plain(),
+        collections.OrderedDict(more=7, target=Y, input=X),
+        collections.UserDict(input=X, target=Y),
+        types.MappingProxyType({"input": X, "target": Y}),
+        [X, Y],
+    ],
+    ids=lambda batch: type(batch).__name__,
+)
+def test_a_changed_batch_keeps_its_type(batch: object) -> None:
+    assert input_of(batch) is X
+    assert target_of(batch) is Y
+    changed = replace(batch, input=-X, target=-Y)
+    assert type(changed) is type(batch)
+    assert torch.equal(input_of(changed), -X)
+    assert torch.equal(target_of(changed), -Y)
+    assert input_of(batch) is X
+    assert target_of(batch) is Y
+    assert getattr(changed, "more", 7) == getattr(changed, "weight", 7) == 7
+
+
+def test_the_rest_is_all_but_the_input_even_where_it_is_the_target_too() -> None:
+    for batch in ((X, X), {"target": X, "input": X}, Swapped(X, X), (X, X, 3)):
+        changed = map_rest(batch, lambda leaf: leaf + 1)
+        assert input_of(changed) is X
+        assert torch.equal(target_of(changed), X + 1)
+        assert rest_of(batch)[0] is X
+    assert rest_of(X) == []
+    assert rest_of((X, {"a": 1, "b": [2, "c"]}, None)) == [1, 2, "c", None]
+
+
+@pytest.mark.parametrize("target", [(X, Y), [X, Y], {"a": X, "b": Y}, Placed(X, Y)], ids=lambda t: type(t).__name__)
+def test_several_targets_are_mixed_each(target: Any) -> None:
+    partner = torch.tensor([2, 0, 1])
+    mixed = MixedTarget.of(target).mix(partner, 0.7)
+    (own, kept), (other, rest) = mixed.pairs
+    assert own is target
+    assert type(other) is type(target)
+    assert (kept, rest) == pytest.approx((0.7, 0.3))
+    assert [torch.equal(a, b[partner]) for a, b in zip(leaves_of(other), leaves_of(target), strict=True)] == [True] * 2
+    assert {leaf.device.type for leaf in leaves_of(mixed.to("meta").clean)} == {"meta"}
+
+
+@pytest.mark.parametrize("target", [(X, torch.zeros(())), (X, torch.zeros(2)), {"a": X, "names": ["a", "b", "c"]}])
+def test_targets_without_a_row_for_each_sample_are_not_mixed(target: Any) -> None:
+    with pytest.raises(UserError, match="Mixup: mixes targets whose tensors have one row per sample"):
+        MixedTarget.of(target).mix(torch.tensor([2, 0, 1]), 0.7, "Mixup")

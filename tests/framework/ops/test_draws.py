@@ -92,3 +92,9 @@ def test_rate_and_kind_have_to_agree():
         check_rate("X", "masking", None)
     with pytest.raises(UserError, match=r"^X\(kind='gaussian', rate=0.5\): rate belongs to kind='masking'"):
         check_rate("X", "gaussian", 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_normal_draws_need_a_floating_point_type(dtype):
+    with pytest.raises(UserError, match=f"normal draws of noisy: needs floating-point numbers, received {dtype}"):
+        Draws(step_of(4), Noisy()).normal(torch.ones(4, 2).to(dtype))

@@ -185,3 +185,60 @@ def test_gaussian_noise_has_its_standard_deviation():
     y = GaussianNoise(0.5)(torch.ones(200, 1, 10, 10), draws_of(200))
     assert abs(y.mean() - 1) < 4 * 0.5 / math.sqrt(y.numel())
     assert abs(y.std() - 0.5) < 4 * 0.5 / math.sqrt(2 * y.numel())
+
+
+# ---- masks and whole numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [t for t in EVERY if getattr(t, "on_target", None)][:-1], ids=repr)
+def test_masks_of_any_number_of_dimensions_change_as_images_do(transform):
+    x = torch.arange(8 * 3 * 8 * 10).view(8, 3, 8, 10)
+    moved = transform.on_target(x, draws_of(8))
+    assert moved.dtype == x.dtype
+    assert torch.equal(transform.on_target(x[:, 1], draws_of(8)), moved[:, 1])
+    assert torch.equal(transform.on_target(x[:, None], draws_of(8))[:, 0], moved)
+    if not isinstance(transform, RandomAffine):
+        assert torch.equal(transform(x, draws_of(8)), moved)
+        assert torch.equal(transform(x.float(), draws_of(8)), moved.float())
+    assert torch.equal(transform.on_target(x > 9, draws_of(8)), transform.on_target((x > 9).float(), draws_of(8)) > 0)
+
+
+def test_rotated_masks_hold_only_values_that_were_there():
+    x = torch.tensor([0, 7, 255])[torch.randint(3, (16, 8, 8), generator=torch.Generator().manual_seed(0))]
+    assert set(RandomAffine(90.0).on_target(x, draws_of(16)).unique().tolist()) <= {0, 7, 255}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_whole_numbers_are_rotated_as_floats_and_rounded(dtype):
+    x = (images(8, 1, 8, 8) * 200).to(dtype)
+    expected = RandomAffine()(x.double() if dtype == torch.int64 else x.float(), draws_of(8)).round()
+    assert torch.equal(RandomAffine()(x, draws_of(8)), expected.to(dtype))
+    full = torch.full((8, 3, 8, 8), 200, dtype=dtype)
+    assert (RandomAffine(fill="replicate")(full, draws_of(8)) == 200).all()
+
+
+@pytest.mark.parametrize("transform", [GaussianNoise(), RandomBrightnessContrast()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_changes_of_values_need_floating_point_numbers(transform, dtype):
+    with pytest.raises(UserError, match=f"needs floating-point numbers, received {dtype}"):
+        transform(torch.ones(8, 1, 4, 4).to(dtype), draws_of(8))
+
+
+def test_booleans_are_not_interpolated():
+    with pytest.raises(UserError, match=r"received torch\.bool"):
+        RandomAffine()(torch.ones(8, 1, 4, 4, dtype=torch.bool), draws_of(8))
+
+
+@pytest.mark.parametrize("transform", [RandomFlip(), RandomCrop(2), RandomAffine(), RandomCutout(2)], ids=repr)
+def test_channels_last_are_refused(transform):
+    with pytest.raises(UserError, match="layout"):
+        transform(torch.zeros(8, 16, 16, 3), draws_of(8))
+
+
+def test_squares_in_masks_hold_what_is_declared():
+    x = torch.ones(8, 1, 6, 6, dtype=torch.long)
+    square = RandomCutout(3)(x, draws_of(8)) == 0
+    assert torch.equal(RandomCutout(3, target=-1).on_target(x, draws_of(8)) == -1, square)
+    assert RandomCutout(3, target="keep").on_target is None
+    with pytest.raises(UserError, match="give target="):
+        RandomCutout(3).on_target(x, draws_of(8))
