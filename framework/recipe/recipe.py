@@ -16,6 +16,7 @@ from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError, did_you_mean
 from framework.plugin.plugin import Plugin
+from framework.settings import as_python
 
 # Trainer options that the core implements itself, since it uses manual optimization
 _OWN_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
@@ -89,7 +90,7 @@ class Recipe:
             options: the Trainer's options, of which the core implements some itself.
             on_nonfinite: what to do if the objective is infinite or not a number, see :class:`Core`.
         """
-        accumulate = options.get("accumulate_grad_batches", 1)
+        accumulate = as_python(options.get("accumulate_grad_batches", 1))
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise UserError(f"trainer.accumulate_grad_batches={accumulate!r}: must be a whole number >= 1")
         return self.core(

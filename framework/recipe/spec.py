@@ -16,7 +16,7 @@ from framework.plugin.plugin import Plugin, overrides
 from framework.recipe.edits import apply_edits
 from framework.recipe.load import build_recipe, load_recipe, plugins_defined_by
 from framework.recipe.recipe import Recipe, check_trainer_options
-from framework.settings import is_plain
+from framework.settings import as_python, is_plain
 from framework.values import as_text
 
 Source = Recipe | Callable[..., Recipe] | str | Path
@@ -52,13 +52,13 @@ class RunSpec:
         without: Iterable[str],
         on_nonfinite: OnNonFinite | None = None,
     ) -> None:
-        self._seed, self._on_nonfinite = seed, on_nonfinite
-        seed = 0 if seed is None else seed
+        self._seed, self._on_nonfinite = as_python(seed), on_nonfinite
+        seed = 0 if seed is None else as_python(seed)
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError(f"seed={seed!r}: must be a whole number from 0 to 2**32 - 1")
         self.seed = seed
         self.parameters = dict(parameters or {})
-        self.trainer = dict(trainer or {})
+        self.trainer = as_python(dict(trainer or {}))
         self.settings = dict(settings or {})
         self.additions = [(name, dict(given)) for name, given in with_]
         self.without = list(without)
@@ -125,7 +125,8 @@ class RunSpec:
 
     def options(self, recipe: Recipe) -> dict[str, Any]:
         """Return the Trainer's options: the recipe's, overridden by those of this specification."""
-        return {**recipe.trainer, **self.trainer}
+        options: dict[str, Any] = as_python({**recipe.trainer, **self.trainer})
+        return options
 
     def record(self) -> dict[str, Any]:
         """Return the specification as plain data for ``run.json``; objects among the Trainer's options are left out."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,3 +113,28 @@ def test_options_that_are_objects_are_not_recorded() -> None:
 def test_wrong_seeds(seed: Any) -> None:
     with pytest.raises(UserError, match="whole number"):
         spec(seed=seed)
+
+
+def test_scalars_of_numpy_are_numbers_everywhere() -> None:
+    given: dict[str, Any] = {
+        "seed": np.int64(7),
+        "parameters": {"width": np.int32(4)},
+        "trainer": {"max_epochs": np.int64(3), "gradient_clip_val": np.float32(0.5)},
+        "settings": {"half.factor": np.float32(0.25)},
+        "with_": [("sam", {"rho": np.float32(0.5)})],
+    }
+    made = spec(**given).build()
+    assert made.parameters["width"] == 4 and made.model.out_features == 4
+    assert made.plugins[0].declared_["factor"] == 0.25 and made.plugins[-1].declared_["rho"] == 0.5
+    assert [type(value) for value in made.trainer.values()] == [int, float]
+    record = recorded(**given)
+    assert (record["seed"], record["parameters"], record["settings"]) == (7, {"width": 4}, {"half.factor": 0.25})
+    assert record["trainer"] == {"max_epochs": 3, "gradient_clip_val": 0.5}
+    again = spec()
+    again.on_top_of(record, training=True)
+    assert [plugin.declared_ for plugin in again.build().plugins] == [plugin.declared_ for plugin in made.plugins]
+
+
+def test_a_seed_of_numpys_has_bounds_too() -> None:
+    with pytest.raises(UserError, match="seed=-1"):
+        spec(seed=np.int64(-1))
