@@ -27,11 +27,13 @@ from framework.errors import UserError
 from framework.recipe.lint import lint, raise_or_warn
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, RunSpec, Source
+from framework.run.caller import as_alone
 from framework.run.result import Interrupted, Run, make_run, record_of, results_of
 from framework.run.trainer import SaveOptions
 from framework.run.training import train, train_phase
 
 
+@as_alone()
 def fit(
     recipe: Source,
     *,
@@ -49,6 +51,8 @@ def fit(
     checkpoint_minutes: float | None = 5.0,
 ) -> Run:
     """Train a recipe and return the result.
+
+    The process's random generators are left as they were. Fits in several threads wait for one another.
 
     A run that was ended by a signal, an error or a crash can be resumed (``resume``), bit for bit as if it had not been
     interrupted: random draws depend only on the seed and on what they are drawn for, and everything else is in the
