@@ -67,7 +67,7 @@ def fit(
         parameters: parameters of the recipe function.
         trainer: options of Lightning's ``Trainer``, which override the recipe's.
         settings: settings of plugins to change, such as ``{"weight_noise.std": 0.05}``.
-        with_: plugins to add, ``(name, settings)``, by registered name.
+        with_: plugins to add: objects such as ``SAM()``, registered names, or ``(name, settings)``.
         without: names of plugins to leave out.
         logs: folder of all runs, in which the run makes its own folder; None to write nothing.
         on_nonfinite: what to do if the objective is infinite or not a number: ``"stop"`` (the default) with a
