@@ -55,6 +55,7 @@ PositiveInt = Annotated[int, Bounds(low=1)]
 def check_settings(instance: Any) -> None:
     """Check every field of a dataclass instance against its annotation.
 
+    A scalar of NumPy's is replaced by Python's, see :func:`as_python`.
     Numbers must be finite unless a bound is infinite, lie within :class:`Bounds`, and not be booleans; the value of a
     ``Literal`` must be one of its choices.
 
@@ -63,14 +64,46 @@ def check_settings(instance: Any) -> None:
     """
     hints = get_type_hints(type(instance), include_extras=True)
     for field in dataclasses.fields(instance):
-        problem = problem_of(hints[field.name], getattr(instance, field.name))
+        value, given = as_python(getattr(instance, field.name), hints[field.name]), getattr(instance, field.name)
+        if value is not given:
+            object.__setattr__(instance, field.name, value)  # the class may be frozen
+        problem = problem_of(hints[field.name], value)
         if problem:
-            value = getattr(instance, field.name)
             raise UserError(f"{type(instance).__name__}({field.name}={value!r}): {field.name} must be {problem}")
 
 
+def as_python(value: Any, annotation: Any = None) -> Any:
+    """Return a value with the scalars of NumPy in it as Python's numbers, texts and truth values.
+
+    Lists, tuples and mappings are searched; what holds no such scalar is returned itself. NumPy is not imported.
+
+    Args:
+        value: the value.
+        annotation: the declared type; a value declared as of a type of NumPy's stays as it is.
+
+    Example:
+        >>> import numpy as np
+        >>> as_python({"p": np.float32(0.5), "layers": [np.int64(3), "a"]})
+        {'p': 0.5, 'layers': [3, 'a']}
+    """
+    if getattr(annotation, "__module__", None) == "numpy":
+        return value
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return float(value) if value.dtype.kind == "f" else value.item()  # item() leaves a longdouble as it is
+    if type(value) is list or isinstance(value, tuple):
+        items = [as_python(item) for item in value]
+        if all(a is b for a, b in zip(items, value, strict=True)):
+            return value
+        return items if type(value) is list else type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if type(value) is dict:
+        new = {key: as_python(item) for key, item in value.items()}
+        return new if any(new[key] is not item for key, item in value.items()) else value
+    return value
+
+
 def problem_of(annotation: Any, value: Any) -> str | None:
-    """Return what ``value`` should have been, None if it fits ``annotation``."""
+    """Return what ``value`` should have been, None if it fits ``annotation``; numbers of NumPy's are numbers."""
+    value = as_python(value, annotation)
     bounds: tuple[Bounds, ...] = ()
     if get_origin(annotation) is Annotated:
         annotation, *extras = get_args(annotation)
@@ -143,6 +176,7 @@ def plain(value: Any) -> Any:
         >>> plain({"p": 2, "layers": ("a", "b")})
         {'p': 2, 'layers': ['a', 'b']}
     """
+    value = as_python(value)
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if value is None or isinstance(value, (bool, int, float, str)):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from framework.settings import Bounds, problem_of
+from framework.settings import Bounds, as_python, problem_of
 
 
 class Text(str):
@@ -37,6 +37,7 @@ def read_value(value: Any, annotation: Any) -> Any:
         >>> read_value(Text("many"), int)
         'many'
     """
+    value = as_python(value, annotation)
     typed = isinstance(value, Text)
     # JSON turns tuples into lists
     listed = isinstance(value, list) and any((get_origin(one) or one) is tuple for one in _options(annotation))

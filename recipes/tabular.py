@@ -21,7 +21,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from framework import Data, Recipe
 from framework.data.fetch import DataFile, fetch
@@ -91,6 +91,50 @@ class BalancedCrossEntropy(nn.Module):
         return (F.cross_entropy(logits, y, reduction="none") * self.weights[y]).mean()
 
 
+def balanced_accuracy(hits: Tensor, counts: Tensor) -> Tensor:
+    r"""Return the mean, over the classes that occur, of the share of a class's rows that are predicted as it.
+
+    .. math:: \frac{1}{|\{c : N_c > 0\}|} \sum_{c : N_c > 0} \frac{h_c}{N_c}
+
+    A class that is predicted but has no rows does not count, as in scikit-learn; torchmetrics' macro average counts it
+    as 0.
+
+    Args:
+        hits: rows predicted rightly, by class.
+        counts: rows by class.
+    """
+    occurs = counts > 0
+    return (hits[occurs] / counts[occurs]).mean()
+
+
+class BalancedAccuracy(Metric):
+    """Metric of :func:`balanced_accuracy` over all rows.
+
+    Args:
+        classes: the number of classes.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    hits: Tensor
+    counts: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        for name in ("hits", "counts"):
+            self.add_state(name, torch.zeros(classes, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, y: Tensor) -> None:
+        """Add rows; predictions are logits, or classes."""
+        predicted = logits.argmax(1) if logits.ndim > 1 else logits
+        self.counts += torch.bincount(y, minlength=len(self.counts))
+        self.hits += torch.bincount(y[predicted == y], minlength=len(self.counts))
+
+    def compute(self) -> Tensor:
+        """Return the balanced accuracy."""
+        return balanced_accuracy(self.hits, self.counts)
+
+
 def recipe(
     name: str = "Australian",
     data: Path | None = None,
@@ -128,7 +172,7 @@ def recipe(
         model=nn.Sequential(*layers, nn.Linear(width, classes)),
         data=Data(train, val, test, batch_size=batch_size, eval_batch_size=4096),
         loss=BalancedCrossEntropy(train[1]),
-        metrics={"balanced_accuracy": MulticlassAccuracy(classes, average="macro")},
+        metrics={"balanced_accuracy": BalancedAccuracy(classes)},
         plugins=[
             Mixup(mixup),
             HiddenNoise("ReLU", kind="masking", rate=dropout),

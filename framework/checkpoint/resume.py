@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities import rank_zero_info
 from torch import nn
 
-from framework.checkpoint.events import take_back
+from framework.checkpoint.events import sizes_of, take_back
 from framework.checkpoint.file import read_checkpoint
 from framework.checkpoint.folder import KEY, NEXT, RunFolder, previous
 from framework.engine.state import BadCheckpoint
@@ -128,12 +128,24 @@ def _newest(folder: RunFolder, names: Iterable[str], after: int) -> tuple[Start 
     return None, skipped
 
 
-def clear(folder: RunFolder, start: Start) -> None:
-    """Remove what an interrupted run left behind: unfinished files, and what it logged after the checkpoint."""
+def curves_in(folder: RunFolder) -> set[str]:
+    """Return the names of the event files that a run has so far."""
+    return set(sizes_of(folder.path, ()))
+
+
+def clear(folder: RunFolder, start: Start, curves: Collection[str]) -> None:
+    """Remove what an interrupted run left behind: unfinished files, and what it logged after the checkpoint.
+
+    Args:
+        folder: the run's folder.
+        start: the checkpoint.
+        curves: names of the event files from before the resume; others are the resumed run's own.
+    """
     for path in [folder.checkpoints / f"{NEXT}.ckpt", *folder.checkpoints.glob(".*.tmp")]:
         path.unlink(missing_ok=True)
     folder.take_back_hand_over()
-    take_back(folder.path, start.events)
+    own = {name: size for name, size in sizes_of(folder.path, ()).items() if name not in curves}
+    take_back(folder.path, {**start.events, **{name: max(size, 1) for name, size in own.items()}})
 
 
 def check_unchanged(folder: RunFolder, before: Mapping[str, Any], now: Mapping[str, Any], core: Core) -> list[str]:

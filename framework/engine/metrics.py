@@ -1,11 +1,51 @@
-"""Saving and restoring the state of a torchmetrics metric in a checkpoint."""
+"""The state of a torchmetrics metric in a checkpoint, and what a metric's or a record's value may be."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from torch import Tensor
 from torchmetrics import Metric
+
+from framework.errors import UserError
+from framework.settings import as_python
+
+
+def check_number(value: Any, what: str, advice: str) -> None:
+    """Check that a value is one number: of Python's, of NumPy's, or a real tensor of one element.
+
+    Args:
+        value: the value, which is not read, so that no device is waited for.
+        what: where the value comes from, as an error message names it.
+        advice: what to do instead, for the message.
+
+    Raises:
+        UserError: if it is anything else.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            kind = "complex" if value.is_complex() else f"of shape {tuple(value.shape)}"
+            raise UserError(f"{what} gives a tensor {kind}, not one number; {advice}")
+    elif not isinstance(as_python(value), (int, float)):
+        shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
+        raise UserError(f"{what} gives a value of type {type(value).__name__}{shape}, not one number; {advice}")
+
+
+def check_records(records: Mapping[str, Any], taken: Collection[str]) -> None:
+    """Check what plugins recorded with ``step.record``: one number each, under a tag of their own.
+
+    Args:
+        records: values by tag.
+        taken: the tags that the run itself logs.
+
+    Raises:
+        UserError: if a value is not one number, or its tag is that of another value.
+    """
+    for tag, value in records.items():
+        check_number(value, f"step.record({tag!r}, ...)", "record its mean, or each number under a tag of its own")
+        if tag in taken:
+            raise UserError(f"step.record({tag!r}, ...): the run logs another value by this tag; record it by another")
 
 
 def state_of_metric(metric: Metric) -> dict[str, Any]:

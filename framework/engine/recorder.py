@@ -12,9 +12,9 @@ from torchmetrics import Metric
 
 from framework.data.batch import Outcome
 from framework.engine.meter import Meter, scalars
-from framework.engine.metrics import restore_metric, state_of_metric
+from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
 from framework.engine.objective import Objective
-from framework.errors import NonFiniteError, UserError
+from framework.errors import NonFiniteError
 from framework.plugin.step import Step
 
 _STAGES = ("train", "val", "test")
@@ -160,6 +160,9 @@ class Recorder:
         means = self._read()
         values: dict[str, Tensor | float] = {tag: mean for tag, mean in means.items() if tag != "loss"}
         values.update(terms)
+        if step.records:
+            own = (f"{stage}/{name}" for stage in (*_STAGES, "gap") for name in ("loss", *self._metrics["train"]))
+            check_records(step.records, {"train/objective", "train/skipped_steps", *own, *values, *rates})
         read = scalars({**values, **step.records})
         if step.skipped:
             read["train/skipped_steps"] = float(step.skipped)
@@ -223,11 +226,7 @@ class Recorder:
         for name, metric in self._metrics[stage].items():
             if metric.update_called:
                 value = metric.compute()
-                if not isinstance(value, Tensor) or value.numel() != 1:
-                    shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                    raise UserError(
-                        f"metric {name!r} gives shape {shape}, not one number; make it average over classes"
-                    )
+                check_number(value, f"metric {name!r}", "make it average over classes")
                 values[f"{stage}/{name}"] = float(value)
                 metric.reset()
         return values

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pytorch_lightning import Callback
 
 from framework.errors import UserError, did_you_mean
 from framework.plugin.facts import snake_case
 from framework.plugin.plugin import Plugin
 from framework.plugin.registry import find_plugin
+from framework.settings import is_default, is_plain
 from framework.values import misfit, read_value
 
 if TYPE_CHECKING:
-    from pytorch_lightning import Callback
-
     from framework.recipe.recipe import Recipe
 
 
 def apply_edits(
     recipe: Recipe,
     settings: Mapping[str, Any] | None = None,
-    with_: Iterable[tuple[str, Mapping[str, Any]]] = (),
+    with_: Iterable[tuple[str, Mapping[str, Any]] | Plugin] = (),
     without: Iterable[str] = (),
     *,
     local: Mapping[str, type[Plugin]] | None = None,
@@ -31,8 +34,8 @@ def apply_edits(
     Args:
         recipe: the recipe, which is not changed.
         settings: new values by ``"plugin.field"``; the plugin is constructed again, so that all its checks run.
-        with_: ``(name, settings)`` of plugins to add. Each is placed at the end, or in front of the first plugin that
-            it declares to stand before.
+        with_: plugins to add: ``(name, settings)``, or a plugin, of which a copy is added. Each is placed at the end,
+            or in front of the first plugin that it declares to stand before.
         without: names of plugins to remove.
         local: plugin classes by name that take precedence over registered ones, such as those of the recipe file.
 
@@ -42,8 +45,12 @@ def apply_edits(
     plugins = list(recipe.plugins)
     for name in without:
         del plugins[_index(plugins, name, f"--without {name}")]
-    for name, fields in with_:
-        _insert(plugins, _made(find_plugin(name, local), fields, f"--with {name}"))
+    for given in with_:
+        if isinstance(given, Plugin):
+            _insert(plugins, copy.deepcopy(given))
+        else:
+            name, fields = given
+            _insert(plugins, _made(find_plugin(name, local), fields, f"--with {name}"))
     for path, value in (settings or {}).items():
         who = f"--set {path}"
         name, dot, field = path.rpartition(".")
@@ -57,6 +64,47 @@ def apply_edits(
             )
         plugins[index] = dataclasses.replace(plugin, **read_fields(type(plugin), {field: value}, who))
     return dataclasses.replace(recipe, plugins=plugins)
+
+
+def addition_of(given: Any, local: Mapping[str, type[Plugin]] | None = None) -> tuple[str, dict[str, Any]] | Plugin:
+    """Return what ``with_`` gives for one plugin as ``(name, settings)``, which ``run.json`` can hold.
+
+    Args:
+        given: ``(name, settings)``, a name, or a plugin.
+        local: plugin classes by name that take precedence over registered ones.
+
+    Returns:
+        ``(name, settings)``; the plugin itself if its class is not registered, or its settings are not plain data.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    if isinstance(given, str):
+        return given, {}
+    if isinstance(given, Plugin):
+        kind, name = type(given), snake_case(type(given).__name__)
+        fields = [field for field in dataclasses.fields(kind) if field.init]
+        values = {field.name: getattr(given, field.name) for field in fields}
+        changed = {f.name: values[f.name] for f in fields if not is_default(f, values[f.name])}
+        if changed.get("name") == name:
+            del changed["name"]
+        try:
+            known = find_plugin(name, local) is kind
+        except UserError:
+            known = False
+        whole = set(inspect.signature(kind).parameters) == {field.name for field in fields}  # no __init__ of its own
+        return (name, changed) if known and whole and is_plain(changed) else given
+    if isinstance(given, (tuple, list)) and len(given) == 2 and isinstance(given[0], str):
+        name, settings = given
+        if isinstance(settings, Mapping):
+            return name, dict(settings)
+    hint = f"; write {given.__name__}(), an instance of it" if isinstance(given, type) else ""
+    if not hint and isinstance(given, Callback):
+        hint = "; give a Lightning callback as trainer={'callbacks': [...]}"
+    raise UserError(
+        f"with_=[{given!r}]: must be a plugin, such as SAM(), its name, or (name, settings), such as ('sam', {{'rho':"
+        f" 0.1}}){hint}"
+    )
 
 
 def name_of(plugin: Callback) -> str:

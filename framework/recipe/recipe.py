@@ -15,10 +15,15 @@ from framework.data.data import Data
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError, did_you_mean
+from framework.plugin.facts import snake_case
 from framework.plugin.plugin import Plugin
+from framework.settings import as_python
 
 # Trainer options that the core implements itself, since it uses manual optimization
 _OWN_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+
+# names by which a run logs values of its own, as train/loss and val/loss
+_OWN_TAGS = ("loss", "objective", "skipped_steps")
 
 
 @dataclasses.dataclass
@@ -79,6 +84,13 @@ class Recipe:
         for name, metric in self.metrics.items():
             if not isinstance(metric, Metric):
                 raise UserError(f"Recipe(metrics=...): {name!r} must be a torchmetrics.Metric; received {metric!r}")
+            if not isinstance(name, str) or not name:
+                raise UserError(f"Recipe(metrics=...): {name!r}: a metric's name must be a text, such as 'accuracy'")
+            if name in _OWN_TAGS:
+                raise UserError(
+                    f"Recipe(metrics=...): {name!r}: train/{name} and val/{name} are the run's own values; give the"
+                    f" metric another name, such as '{snake_case(type(metric).__name__)}'"
+                )
         check_trainer_options(self.trainer)
 
     def make_core(self, seed: int, options: Mapping[str, Any], on_nonfinite: OnNonFinite = "stop") -> Core:
@@ -89,7 +101,7 @@ class Recipe:
             options: the Trainer's options, of which the core implements some itself.
             on_nonfinite: what to do if the objective is infinite or not a number, see :class:`Core`.
         """
-        accumulate = options.get("accumulate_grad_batches", 1)
+        accumulate = as_python(options.get("accumulate_grad_batches", 1))
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise UserError(f"trainer.accumulate_grad_batches={accumulate!r}: must be a whole number >= 1")
         return self.core(

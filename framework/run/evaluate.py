@@ -14,6 +14,7 @@ from framework.engine.core import Core
 from framework.errors import UserError
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, RunSpec, Source
+from framework.run.caller import as_alone
 from framework.run.faults import faults
 from framework.run.quiet import quiet
 from framework.run.result import Run
@@ -51,12 +52,14 @@ def predict(recipe: Source | Run, **overrides: Any) -> Any:
     return outputs
 
 
+@as_alone()
 def _evaluate(kind: str, recipe: Source | Run, **overrides: Any) -> Any:
     if isinstance(recipe, Run):
         if overrides:
             raise UserError(f"{kind}(run): a Run takes no further arguments; received {', '.join(overrides)}")
         options = {**recipe.recipe.trainer}
-        return _run_trainer(kind, recipe.core, recipe.recipe, options, None)
+        with as_alone(recipe.core.seed):
+            return _run_trainer(kind, recipe.core, recipe.recipe, options, None)
     return _evaluate_folder(kind, recipe, **overrides)
 
 

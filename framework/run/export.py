@@ -20,6 +20,7 @@ from framework.data.loaders import EvalLoader
 from framework.data.parts import as_dataset, length_of
 from framework.errors import UserError, one_line
 from framework.recipe.spec import Source
+from framework.run.caller import as_alone
 from framework.run.evaluate import trained
 from framework.run.faults import faults
 from framework.run.quiet import quiet
@@ -36,6 +37,7 @@ _SAMPLES = 3  # of the example input; torch.export would take a batch size of 1 
 _ONE_PROCESS = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 
+@as_alone()
 def export(
     recipe: Source | Run, out: str | Path, *, ckpt: str | Path | None = None, raw: bool = False, **overrides: Any
 ) -> Facts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from framework.checkpoint.resume import (
     announce,
     check_unchanged,
     clear,
+    curves_in,
     load_weights,
     run_to_resume,
     start_of,
@@ -25,11 +27,13 @@ from framework.errors import UserError
 from framework.recipe.lint import lint, raise_or_warn
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, RunSpec, Source
+from framework.run.caller import as_alone
 from framework.run.result import Interrupted, Run, make_run, record_of, results_of
 from framework.run.trainer import SaveOptions
 from framework.run.training import train, train_phase
 
 
+@as_alone()
 def fit(
     recipe: Source,
     *,
@@ -48,6 +52,8 @@ def fit(
 ) -> Run:
     """Train a recipe and return the result.
 
+    The process's random generators are left as they were. Fits in several threads wait for one another.
+
     A run that was ended by a signal, an error or a crash can be resumed (``resume``), bit for bit as if it had not been
     interrupted: random draws depend only on the seed and on what they are drawn for, and everything else is in the
     checkpoints. With another number of ranks each step has the same samples if ranks times accumulated micro-batches
@@ -61,7 +67,7 @@ def fit(
         parameters: parameters of the recipe function.
         trainer: options of Lightning's ``Trainer``, which override the recipe's.
         settings: settings of plugins to change, such as ``{"weight_noise.std": 0.05}``.
-        with_: plugins to add, ``(name, settings)``, by registered name.
+        with_: plugins to add: objects such as ``SAM()``, registered names, or ``(name, settings)``.
         without: names of plugins to leave out.
         logs: folder of all runs, in which the run makes its own folder; None to write nothing.
         on_nonfinite: what to do if the objective is infinite or not a number: ``"stop"`` (the default) with a
@@ -108,7 +114,8 @@ def fit(
         folder = RunFolder.create(Path(logs), spec.name)
         folder.copy_recipe(spec.file)
     with Signals() as signals:
-        save = SaveOptions(folder, signals, checkpoint_steps, checkpoint_minutes)
+        accept = None if folder is None or start is None else _Accept(folder, start, record)
+        save = SaveOptions(folder, signals, checkpoint_steps, checkpoint_minutes, accept=accept)
         try:
             run = _run(spec, built, core, record, save, start)
         finally:
@@ -134,7 +141,7 @@ def _check(resume: object, weights: object, logs: object, steps: int | None, min
 def _resume(
     folder: RunFolder, before: Mapping[str, Any], record: Mapping[str, Any], core: Core
 ) -> tuple[Start, list[Any]]:
-    """Find the checkpoint to resume from and clean up the run's folder.
+    """Find the checkpoint to resume from; the folder is changed only once the run starts, see :class:`_Accept`.
 
     Returns:
         The checkpoint, and the entries "resumed" for ``run.json``.
@@ -151,10 +158,44 @@ def _resume(
             f"--resume {folder.path}: this run ended before its first checkpoint; leave --resume out to start a new run"
         )
     announce(folder, start, differing)
-    if RunFolder.of_ranks() is None:
-        clear(folder, start)
     began = {"step": start.step, "epoch": start.epoch, "checkpoint": start.path.name, "differs": differing}
     return start, [*before.get("resumed", []), began]
+
+
+@dataclasses.dataclass
+class _Accept:
+    """Begins to resume a run: cleans up its folder and writes ``run.json``; all calls but the first do nothing.
+
+    Until then anything may refuse the resume, and the folder must stay as it was.
+
+    Args:
+        folder: the run's folder.
+        start: the checkpoint.
+        record: the new content of ``run.json``, without status.
+    """
+
+    folder: RunFolder
+    start: Start
+    record: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self._curves = curves_in(self.folder)
+        self._done = False
+
+    def __call__(self) -> None:
+        """Begin."""
+        if self._done:
+            return
+        self._done = True
+        if RunFolder.of_ranks() is None:
+            clear(self.folder, self.start, self._curves)
+        self.folder.write({**self.record, "status": "running"})
+
+    def withdraw(self) -> None:
+        """Remove the event files that Lightning opened for a run that was then refused."""
+        if RunFolder.of_ranks() is None:
+            for name in curves_in(self.folder) - self._curves:
+                (self.folder.path / name).unlink(missing_ok=True)
 
 
 def _run(
@@ -163,14 +204,19 @@ def _run(
     """Train, then run the later phases that plugins request."""
     began = time.monotonic() - (0.0 if start is None else start.seconds)
     folder = save.folder
-    if folder is not None:
+    before = None if folder is None or start is None else folder.read()
+    if folder is not None and start is None:
         folder.write({**record, "status": "running"})
     status = "failed"
     try:
         status = train(core, recipe, spec.options(recipe), save, start=start)
     finally:
         run = make_run(spec, recipe, core, folder, status, time.monotonic() - began)
-        if folder is not None:
+        # the file itself tells, since a spawned process may have accepted
+        refused = folder is not None and before is not None and folder.read() == before
+        if refused and isinstance(save.accept, _Accept):
+            save.accept.withdraw()
+        elif folder is not None:
             # a phase may follow; a run that is interrupted in it is resumed there
             may_continue = status in ("finished", "stopped")
             folder.write({**record, "status": "running" if may_continue else status, **results_of(run)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class SaveOptions:
         every_n_steps: optimizer steps between two checkpoints, None for no such rule.
         every_n_minutes: minutes between two checkpoints, None for no such rule.
         after: optimizer steps of the run before a later phase, 0 for the run itself.
+        accept: called by rank zero once all checks are passed, right before the first step; None for nothing.
     """
 
     folder: RunFolder | None
@@ -49,6 +51,7 @@ class SaveOptions:
     every_n_steps: int | None
     every_n_minutes: float | None
     after: int = 0
+    accept: Callable[[], None] | None = None
 
 
 def training_trainer(
@@ -108,7 +111,17 @@ def training_trainer(
     trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
     # with max_steps Lightning would end the epoch of a checkpoint written at its end again, and skip the next epoch
     trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
+    if save.accept is not None:
+        loop = trainer.fit_loop
+        loop.on_run_start = functools.partial(_accept_at, loop, save.accept)  # type: ignore[method-assign]
     return trainer
+
+
+def _accept_at(loop: Any, accept: Callable[[], None]) -> None:
+    """Start the loop, which lets every callback and the core refuse, then accept."""
+    type(loop).on_run_start(loop)
+    if loop.trainer.is_global_zero:
+        accept()
 
 
 def _never() -> bool:

@@ -50,6 +50,8 @@ def train(
         with quiet(), refusals(), faults(core):
             # weights_only overrides torch's environment variables: a checkpoint is only data
             trainer.fit(core, ckpt_path=None if start is None else start.path, weights_only=True)
+        if save.accept is not None and trainer.is_global_zero:
+            save.accept()  # a run that is resumed after its last step starts no loop
     except SystemExit as end:
         # Lightning exits on a second signal, and on a SIGTERM that arrives while its own handler is installed
         if not isinstance(end, SIGTERMException) and not isinstance(end.__context__, KeyboardInterrupt):
@@ -85,7 +87,7 @@ def train_phase(run: Run, spec: RunSpec, phase: Phase, save: SaveOptions) -> Non
         save: where and when to save checkpoints.
     """
     core, recipe, folder = run.core, run.recipe, save.folder
-    save = dataclasses.replace(save, after=run.steps)
+    save = dataclasses.replace(save, after=run.steps, accept=None)
     start = None if folder is None else start_of_phase(folder, phase.name, run.steps)
     if phase.start == "initial":
         recipe = spec.build()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from framework.settings import (
     Positive,
     PositiveInt,
     Probability,
+    as_python,
     check_settings,
     is_default,
     plain,
@@ -162,3 +164,43 @@ def test_defaults_are_known_as_values_and_as_plain_data() -> None:
     assert is_default(shape, [1, 2], as_plain=True)
     assert is_default(names, ["a"])
     assert not is_default(names, [])
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "right"),
+    [
+        (NonNegative, np.float32(0.5), 0.5),
+        (Probability, np.float64(0.25), 0.25),
+        (float, np.float16(2.0), 2.0),
+        (float, np.longdouble(0.5), 0.5),
+        (float, np.int64(3), 3),
+        (PositiveInt, np.uint8(3), 3),
+        (bool, np.bool_(True), True),
+        (Literal["a", 2], np.int32(2), 2),
+        (float | str | None, np.array(0.5), 0.5),
+        (Mapping[str, NonNegative], {"a": np.float32(0.5), "b": np.array(1)}, {"a": 0.5, "b": 1}),
+        (Sequence[int], (np.int64(1), 2), (1, 2)),
+        (tuple[float, float], (np.float32(0.5), 1.0), (0.5, 1.0)),
+        (Any, [np.float32(0.5)], [0.5]),
+    ],
+)
+def test_scalars_of_numpy_become_the_numbers_they_are(annotation: Any, value: Any, right: Any) -> None:
+    kind = dataclasses.make_dataclass("Kind", [("field", annotation)], frozen=True)
+    assert problem_of(annotation, value) is None
+    made = kind(value)
+    check_settings(made)
+    assert made.field == right and type(made.field) is type(right)
+    assert json.dumps(plain(made.field)) == json.dumps(plain(right))
+
+
+@pytest.mark.parametrize("value", [np.float32(-1.0), np.float32("nan"), np.bool_(True), np.array([0.5]), np.str_("1")])
+def test_bounds_hold_for_scalars_of_numpy(value: Any) -> None:
+    assert problem_of(NonNegative, value) is not None
+
+
+def test_what_holds_no_scalar_of_numpy_stays_itself() -> None:
+    value, listed, number = torch.tensor(0.5), ["a", (1, 2), {"b": None}], np.float32(0.5)
+    assert as_python(value) is value
+    assert as_python(listed) is listed
+    assert as_python(number, np.float32) is number
+    assert problem_of(np.float32, number) is None

@@ -11,10 +11,19 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.utils.class_weight import compute_class_weight
 
 from framework import UserError, fit
-from recipes.tabular import BalancedCrossEntropy, preprocessing, read_table, recipe, split
+from recipes.tabular import (
+    BalancedAccuracy,
+    BalancedCrossEntropy,
+    balanced_accuracy,
+    preprocessing,
+    read_table,
+    recipe,
+    split,
+)
 
 QUIET = {"enable_progress_bar": False}
 
@@ -101,6 +110,24 @@ def test_loss_weighs_classes_as_scikit_learn_does() -> None:
     weights = torch.tensor(compute_class_weight("balanced", classes=np.arange(3), y=y.numpy()))
     expected = (F.cross_entropy(logits, y, reduction="none") * weights[y]).mean()
     torch.testing.assert_close(BalancedCrossEntropy(y)(logits, y), expected, check_dtype=False)
+
+
+def test_balanced_accuracy_by_hand() -> None:
+    hits, counts = torch.tensor([1, 3, 0, 0]), torch.tensor([2, 3, 4, 0])  # the last class has no rows
+    assert balanced_accuracy(hits, counts).item() == pytest.approx((1 / 2 + 1 + 0) / 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_accuracy_is_scikit_learns_where_classes_are_absent(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (50,), generator=generator) * 2  # of 6 classes three do not occur, but are predicted
+    logits = torch.randn(50, 6, generator=generator)
+    metric = BalancedAccuracy(6)
+    for first in range(0, 50, 16):
+        metric.update(logits[first : first + 16], y[first : first + 16])
+    with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
+        right = balanced_accuracy_score(y, logits.argmax(1))
+    assert metric.compute().item() == pytest.approx(right, abs=1e-6)
 
 
 def test_large_tables_take_fewer_epochs(data: Path) -> None:

@@ -62,6 +62,11 @@ class Kept(Metric):
         return dim_zero_cat(self.values).median()
 
 
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Return the content of every file of a run."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class Factor(Plugin):
     """Changes nothing, by settings of its own."""
 
@@ -513,6 +518,30 @@ def test_a_finished_run_takes_more_epochs(make: Make, tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+class Refuses(pl.Callback):
+    """Refuses as training starts, after the checkpoint is restored."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        raise UserError("refused at the start")
+
+
+@pytest.mark.parametrize(
+    ("order", "told"),
+    [
+        ({"max_epochs": 1}, "current_epoch"),
+        ({"max_epochs": 4, "callbacks": [Refuses()]}, "refused at the start"),
+        ({"max_epochs": 4, "precision": "no"}, "precision"),
+    ],
+)
+def test_a_refused_resume_changes_nothing(make: Make, order: dict[str, Any], told: str, tmp_path: Path) -> None:
+    plugins = {"plugins": [EarlyStopping(patience=5, then="retrain")]}  # the later phase hands its best over
+    fit(make(**plugins), logs=tmp_path, trainer={"max_epochs": 3})
+    before = files_of(folder_in(tmp_path))
+    with pytest.raises(UserError, match=told):
+        fit(make(**plugins), logs=tmp_path, resume=folder_in(tmp_path), trainer=order)
+    assert files_of(folder_in(tmp_path)) == before
+
+
 @pytest.mark.parametrize(("first", "second"), [(11, 13), (11, 20), (10, 17), (14, 15), (17, -1)])
 def test_a_run_that_ended_by_steps_takes_more(make: Make, first: int, second: int, tmp_path: Path) -> None:
     def run(logs: str, steps: int, **more: Any) -> Run:
@@ -721,8 +750,10 @@ def test_another_batch_size_is_refused_within_an_epoch(make: Make, tmp_path: Pat
     made = make(plugins=[])
     made.data.batch_size = 8
     told = r"within an epoch of 16 samples a step, but this run takes 8; to resume, keep batch_size x accumulate_grad"
+    before = files_of(folder_in(tmp_path))
     with pytest.raises(UserError, match=told):
         fit(made, logs=tmp_path, resume=True)
+    assert files_of(folder_in(tmp_path)) == before
     assert fit(make(plugins=[]), logs=tmp_path, resume=True).status == "finished"
 
 

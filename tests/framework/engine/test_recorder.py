@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -207,7 +208,7 @@ def test_a_monitor_that_is_never_logged_is_reported_with_those_that_are(
 
 
 def test_a_metric_that_is_not_one_number_is_reported(core_of: CoreOf, train: Train) -> None:
-    with pytest.raises(UserError, match=r"metric 'confusion' gives shape \(10, 10\), not one number"):
+    with pytest.raises(UserError, match=r"metric 'confusion' gives a tensor of shape \(10, 10\), not one number"):
         train(core_of(metrics={"confusion": MulticlassConfusionMatrix(10)}))
 
 
@@ -230,3 +231,74 @@ def test_a_loss_that_is_not_finite_is_noticed_where_nothing_is_logged(core_of: C
     core.recorder.add({"loss": torch.tensor(float("nan"))}, 16.0)
     with pytest.raises(UserError, match="epoch 0: loss is nan"):
         train(core)
+
+
+class Recorded(Plugin):
+    """Records one value by one tag."""
+
+    def __init__(self, tag: str, value: Any) -> None:
+        super().__init__()
+        self.tag_, self.value_ = tag, value
+
+    def after_update(self, step: Any) -> None:
+        step.record(self.tag_, self.value_)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value", "told"),
+    [
+        ("mine", torch.ones(3), r"step.record\('mine', ...\) gives a tensor of shape \(3,\), not one number"),
+        ("mine", torch.ones(0), r"'mine', ...\) gives a tensor of shape \(0,\)"),
+        ("mine", torch.tensor(1j), "gives a tensor complex"),
+        ("mine", np.ones(2), r"of type ndarray of shape \(2,\)"),
+        ("mine", None, "of type NoneType"),
+        ("mine", [1.0], "of type list"),
+        ("train/loss", 1.0, r"'train/loss', ...\): the run logs another value by this tag"),
+        ("train/objective", 1.0, "another value"),
+        ("val/accuracy", 1.0, "another value"),
+        ("lr", 1.0, "another value"),
+    ],
+)
+def test_a_record_that_is_not_one_number_of_its_own_is_refused(
+    core_of: CoreOf, train: Train, tag: str, value: Any, told: str
+) -> None:
+    metrics = {"accuracy": MulticlassAccuracy(10, average="micro")}
+    with pytest.raises(UserError, match=told):
+        train(core_of(Recorded(tag, value), metrics=metrics), logger=Lines(), log_every_n_steps=1)
+
+
+@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.array(2), torch.tensor([[2.0]]), torch.tensor(2)])
+def test_one_number_of_any_kind_is_recorded(core_of: CoreOf, train: Train, value: Any) -> None:
+    lines = Lines()
+    train(core_of(Recorded("mine", value)), logger=lines, log_every_n_steps=1)
+    assert {value for _, value in lines.of("mine")} == {2.0}
+
+
+class Plain(MeanMetric):
+    """Gives its mean as a number of some kind other than a tensor."""
+
+    def __init__(self, kind: Callable[[float], Any]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        super().update(target.float().mean())
+
+    def compute(self) -> Any:
+        return self.kind(float(super().compute()))
+
+
+@pytest.mark.parametrize("kind", [float, round, np.float32, np.array, lambda value: torch.tensor([value])])
+def test_a_metric_may_be_a_number_of_any_kind(core_of: CoreOf, train: Train, kind: Any, data: Data) -> None:
+    core = core_of(metrics={"plain": Plain(kind)})
+    train(core)
+    assert data.val is not None
+    means = [float(data.val[1][first : first + 16].float().mean()) for first in range(0, 41, 16)]
+    right = float(torch.tensor(means).mean())  # MeanMetric weighs batches alike
+    assert core.recorder.history[-1].metrics["val/plain"] == pytest.approx(float(kind(right)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [str, complex, lambda value: [value], lambda value: None, lambda value: {"a": value}])
+def test_a_metric_that_is_no_number_is_refused(core_of: CoreOf, train: Train, kind: Any) -> None:
+    with pytest.raises(UserError, match=r"metric 'plain' gives a value of type .*, not one number"):
+        train(core_of(metrics={"plain": Plain(kind)}))

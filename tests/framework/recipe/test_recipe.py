@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
 
 from framework.data import Data
 from framework.engine.core import Core
@@ -72,3 +73,9 @@ def test_accumulation_is_a_whole_number(parts: dict[str, Any], accumulate: Any) 
 
 def test_known_options() -> None:
     check_trainer_options({"max_epochs": 1, "precision": "bf16-mixed"})
+
+
+@pytest.mark.parametrize("name", ["loss", "objective", "skipped_steps", "", 3])
+def test_a_metric_has_a_name_of_its_own(parts: dict[str, Any], name: Any) -> None:
+    with pytest.raises(UserError, match=rf"Recipe\(metrics=...\): {name!r}.*another name|must be a text"):
+        Recipe(**parts, metrics={name: MeanMetric()})

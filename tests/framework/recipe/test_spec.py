@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
@@ -15,6 +17,8 @@ from framework import Data, Plugin, Recipe
 from framework.errors import UserError
 from framework.recipe.spec import RunSpec
 from framework.settings import plain
+from plugins.hidden_noise import HiddenNoise
+from plugins.sam import SAM
 
 
 class Half(Plugin):
@@ -112,3 +116,107 @@ def test_options_that_are_objects_are_not_recorded() -> None:
 def test_wrong_seeds(seed: Any) -> None:
     with pytest.raises(UserError, match="whole number"):
         spec(seed=seed)
+
+
+def test_scalars_of_numpy_are_numbers_everywhere() -> None:
+    given: dict[str, Any] = {
+        "seed": np.int64(7),
+        "parameters": {"width": np.int32(4)},
+        "trainer": {"max_epochs": np.int64(3), "gradient_clip_val": np.float32(0.5)},
+        "settings": {"half.factor": np.float32(0.25)},
+        "with_": [("sam", {"rho": np.float32(0.5)})],
+    }
+    made = spec(**given).build()
+    assert made.parameters["width"] == 4 and made.model.out_features == 4
+    assert made.plugins[0].declared_["factor"] == 0.25 and made.plugins[-1].declared_["rho"] == 0.5
+    assert [type(value) for value in made.trainer.values()] == [int, float]
+    record = recorded(**given)
+    assert (record["seed"], record["parameters"], record["settings"]) == (7, {"width": 4}, {"half.factor": 0.25})
+    assert record["trainer"] == {"max_epochs": 3, "gradient_clip_val": 0.5}
+    again = spec()
+    again.on_top_of(record, training=True)
+    assert [plugin.declared_ for plugin in again.build().plugins] == [plugin.declared_ for plugin in made.plugins]
+
+
+def test_a_seed_of_numpys_has_bounds_too() -> None:
+    with pytest.raises(UserError, match="seed=-1"):
+        spec(seed=np.int64(-1))
+
+
+def names_of(made: Recipe) -> list[str]:
+    return [plugin.name for plugin in made.plugins if isinstance(plugin, Plugin)]
+
+
+@pytest.mark.parametrize("given", [SAM(), "sam", ("sam", {}), ["sam", {}], SAM(rho=np.float32(0.05))])
+def test_a_plugin_is_added_in_any_form(given: Any) -> None:
+    made = spec(with_=[given], without=["third"]).build()
+    assert names_of(made)[0] == "half" and isinstance(made.plugins[-1], SAM)
+    assert made.plugins[-1] is not given
+
+
+def test_a_plugin_object_is_recorded_by_name_and_settings() -> None:
+    given = [SAM(rho=0.25), HiddenNoise("Linear", name="mine"), Half(factor=0.75, name="other")]
+    record = recorded(with_=given)
+    assert record["with"] == [
+        ["sam", {"rho": 0.25}],
+        ["hidden_noise", {"layers": "Linear", "name": "mine"}],
+        ["half", {"factor": 0.75, "name": "other"}],  # of the recipe's own file
+    ]
+    again = spec()
+    again.on_top_of(record, training=True)
+    settings = {plugin.name: plugin.declared_ for plugin in again.build().plugins if isinstance(plugin, Plugin)}
+    assert all(settings[one.name] == one.declared_ for one in given)
+
+
+def test_a_plugin_object_is_not_added_twice_when_it_is_given_again() -> None:
+    again = spec(with_=[SAM(rho=0.25)])
+    again.on_top_of(recorded(with_=[SAM(rho=0.25)]), training=True)
+    assert names_of(again.build()).count("sam") == 1
+
+
+def test_each_network_gets_a_plugin_of_its_own() -> None:
+    class Kept(Plugin):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen_: list[int] = []
+
+    ours, given = Kept(), []
+    made = spec(with_=[ours])
+    given = [made.build().plugins[-1] for _ in range(2)]
+    assert all(type(one) is Kept for one in given)
+    assert len({id(one) for one in (ours, *given)}) == 3
+
+
+def test_a_plugin_that_run_json_cannot_hold_has_to_be_given_again() -> None:
+    class Kept(Plugin):
+        def after_update(self, step: Any) -> None: ...
+
+    record = recorded(with_=[Kept()])
+    assert record["with"] == [{"name": "kept", "class": f"{Kept.__module__}.{Kept.__qualname__}"}]
+    with pytest.raises(UserError, match=r"with_: the run was started with the plugin 'kept'.*with_=\[Kept\(...\)\]"):
+        spec().on_top_of(record, training=True)
+    again = spec(with_=[Kept()])
+    again.on_top_of(record, training=True)
+    assert names_of(again.build()).count("kept") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([SAM], r"with_=\[<class .*SAM'>\]: must be a plugin.*write SAM\(\)"),
+        ([("sam",)], r"with_=\[\('sam',\)\]: must be a plugin"),
+        ([("sam", 0.1)], r"with_=\[\('sam', 0.1\)\]"),
+        ([pl.callbacks.Timer()], "give a Lightning callback as trainer="),
+        (SAM(), r"with_=SAM.*must be a list"),
+        ("sam", r"with_='sam': must be a list; write with_=\['sam'\]"),
+        (None, "with_=None: must be a list"),
+    ],
+)
+def test_what_is_no_addition_is_refused(given: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        spec(with_=given)
+
+
+def test_one_name_to_leave_out_is_no_list() -> None:
+    with pytest.raises(UserError, match=r"without='third': must be a list; write without=\['third'\]"):
+        spec(without="third")
