@@ -165,7 +165,7 @@ class Adversarial(Plugin):
     absent = ({"alpha": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantees a direction that counts as constant cannot give."""
+        """Return the checks that cannot pass, with the reason: the direction counts as a constant."""
         reason = "the direction counts as constant, though it follows the weights"
         return {"gradcheck": reason} if self.kind == "vat" else {}
 

@@ -118,7 +118,7 @@ class EarlyStopping(Plugin):
     examples = ({"patience": 1, "min_delta": 10.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantees a later phase cannot give."""
+        """Return the checks that cannot pass with a later phase, with the reason."""
         return {"sharded": f"then={self.then!r} continues with an unsharded network"} if self.then else {}
 
     def lint(self, plan: Plan) -> Iterator[Finding]:

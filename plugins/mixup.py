@@ -78,7 +78,7 @@ class Mixup(Plugin):
     mixes_targets = True
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantees partners from one micro-batch cannot give."""
+        """Return the checks that cannot pass, with the reason: partners come from the same micro-batch."""
         return dict.fromkeys(("micro", "ranks"), "partners come from the same micro-batch")
 
     def transform_batch(self, batch: Any, step: Step) -> Any:

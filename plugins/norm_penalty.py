@@ -96,7 +96,7 @@ class NormPenalty(Plugin):
     absent = ({"alpha": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantees a proximal step cannot give."""
+        """Return the checks that cannot pass with a proximal step, with the reason."""
         return {"slope": "the proximal step takes the place of the gradient"} if self.proximal else {}
 
     def check(self) -> None:

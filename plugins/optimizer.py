@@ -165,7 +165,7 @@ class Optimizer(Plugin):
     )
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantees an optimizer on unsharded weights, or one with a closure, cannot give."""
+        """Return the checks that cannot pass with Muon, or with an optimizer that needs a closure, with the reason."""
         cls = optimizer_class(self.cls)
         limits = {"sharded": f"{cls.__name__} needs each weight whole"} if cls.__name__ in _WHOLE else {}
         closure = inspect.signature(cls.step).parameters.get("closure")

@@ -179,7 +179,7 @@ class Schedule(Plugin):
 
     @property
     def needs_until(self) -> float:
-        """1 if the schedule takes the whole run to come down, else 0."""
+        """Fraction of the run that the schedule needs: 1 if the rate falls until the end, else 0."""
         cls = scheduler_class(self.kind)
         if cls is None:
             return float(self.kind in ("linear", "cosine", "one_cycle"))

@@ -111,7 +111,7 @@ class WeightAverage(Plugin):
             raise UserError("WeightAverage(kind='swa', warmup=False): swa has no decay to warm up; leave warmup out")
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantee does not hold: evaluation uses the average."""
+        """Return the check that cannot pass, with the reason: evaluation uses the average."""
         return {"eval": "the average is evaluated"}
 
     @property

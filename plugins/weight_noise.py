@@ -181,7 +181,7 @@ class WeightNoise(Plugin):
     absent = ({"std": 0.0},)
 
     def limits(self) -> Mapping[str, str]:
-        """Return which guarantees noise per micro-batch, and noise relative to the weight, cannot give."""
+        """Return the checks that cannot pass with noise per micro-batch or relative to the weight, with the reason."""
         limits: dict[str, str] = {}
         if self.fresh == "sequence":
             limits |= dict.fromkeys(("micro", "ranks"), "fresh='sequence' draws for each micro-batch of each rank")
