@@ -121,7 +121,7 @@ class ActivationSparsity(Plugin):
     read_once = ("k",)
 
     def limits(self) -> Mapping[str, str]:
-        """Return the checks that cannot pass, with the reason: the term is a mean over one micro-batch, or changes the network."""
+        """Return the checks that cannot pass, with the reason: means over one micro-batch, or a changed network."""
         if self.kind == "kl":
             return dict.fromkeys(("micro", "ranks"), "mean activations are over one micro-batch of one rank")
         return {"eval": "k_winners is a part of the network"} if self.kind == "k_winners" else {}
