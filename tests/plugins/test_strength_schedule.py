@@ -142,7 +142,7 @@ def test_a_run_of_another_length_goes_on_from_its_value(
     third = made()  # and once more, with the same length
     third[0].load_state_dict(second[0].state_dict())
     assert steps(*third, total - 1, total, total) == pytest.approx(wanted[-1:])
-    assert steps(*second, 0, 10, 10) == whole  # a later phase begins anew
+    assert steps(*second, 0, 10, 10) == whole  # a later phase starts from the beginning
 
 
 def test_begin_after_until_in_other_units_is_reported() -> None:

@@ -32,7 +32,7 @@ def test_two_ranks_catch_what_micro_batches_catch(kind: type[Plugin]) -> None:
 PAIRS = list(itertools.combinations([cases_of(entry.load())[0] for entry in registered()], 2))
 
 
-# two ranks take two micro-batches each: whoever goes wrong over micro-batches goes wrong here
+# two ranks take two micro-batches each: what is wrong over micro-batches is wrong here
 @pytest.mark.slow
 @pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda case: case.plugin.name)
 def test_every_pair_of_plugins_is_the_same_however_a_step_is_split(one: Case, other: Case) -> None:
