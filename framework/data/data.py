@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from framework.data.loaders import EvalLoader, SampleTransform, TrainLoader
-from framework.data.parts import Part, as_dataset, checked, length_of
+from framework.data.parts import Part, as_dataset, checked, is_datamodule, is_ready, length_of
 from framework.errors import UserError
 
 
@@ -40,7 +40,7 @@ class Data:
         [4, 4, 2]
     """
 
-    train: Part
+    train: Part | None
     val: Part | None = None
     test: Part | None = None
     batch_size: int = dataclasses.field(default=64, kw_only=True)
@@ -49,10 +49,14 @@ class Data:
     collate: Callable[[list[Any]], Any] | None = dataclasses.field(default=None, kw_only=True)
     drop_last: bool = dataclasses.field(default=False, kw_only=True)
 
+    datamodule: Any = dataclasses.field(default=None, kw_only=True)
+
     def __post_init__(self) -> None:
+        if is_datamodule(self.train):
+            self.datamodule, self.train = self.train, None
         for name in ("train", "val", "test"):
             part = getattr(self, name)
-            if part is None and name != "train":
+            if part is None and (name != "train" or self.datamodule is not None):
                 continue
             setattr(self, name, checked(name, part))
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
@@ -61,6 +65,10 @@ class Data:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
+
+    def is_ready(self, part: str) -> bool:
+        """Return whether a part, ``"train"``, ``"val"`` or ``"test"``, already yields batches."""
+        return is_ready(getattr(self, part))
 
     def train_loader(
         self,

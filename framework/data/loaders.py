@@ -25,14 +25,14 @@ class Window(NamedTuple):
     Args:
         batches: the collated micro-batches.
         start: position of the first sample among all samples of the step, over ranks.
-        total: number of samples of the step, over ranks.
-        samples: number of samples of the step on this rank.
+        total: number of samples of the step, over ranks; None if the loader does not know it.
+        samples: number of samples of the step on this rank; None if the loader does not know it.
     """
 
     batches: list[Any]
     start: int
-    total: int
-    samples: int
+    total: int | None
+    samples: int | None
 
 
 class TrainLoader:

@@ -6,11 +6,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from framework.errors import UserError
 
 Part = tuple[Tensor, ...] | Dataset[Any]
+
+
+def is_ready(part: Any) -> bool:
+    """Return whether a part already yields batches: a ``DataLoader``, or an iterable that cannot be indexed.
+
+    Example:
+        >>> is_ready(DataLoader([1.0])), is_ready((torch.zeros(1),)), is_ready(iter([1]))
+        (True, False, True)
+    """
+    if isinstance(part, (DataLoader, IterableDataset, Dataset)):
+        return isinstance(part, DataLoader)
+    return hasattr(part, "__iter__") and not hasattr(part, "__getitem__") and not isinstance(part, Tensor)
+
+
+def is_datamodule(part: Any) -> bool:
+    """Return whether a part is a ``LightningDataModule``, of ``pytorch_lightning`` or ``lightning.pytorch``."""
+    return any(base.__name__ == "LightningDataModule" for base in type(part).__mro__)
 
 
 def length_of(part: Part) -> int:
@@ -33,6 +50,8 @@ def checked(name: str, part: Any) -> Part:
     Raises:
         UserError: if it is empty, its tensors differ in length, or it cannot be indexed.
     """
+    if is_ready(part):
+        return part  # type: ignore[no-any-return]
     if isinstance(part, list) and part and all(isinstance(one, Tensor) for one in part):
         part = tuple(part)
     if isinstance(part, Tensor):

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from framework.data.batch import input_of
 from framework.data.data import Data
 from framework.data.loaders import EvalLoader, TrainLoader, Window
+from framework.data.ready import WindowLoader
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient
 from framework.engine.objective import Objective
@@ -62,6 +63,8 @@ class Core(Objective):
         UserError: if a relation between plugins is violated.
     """
 
+    _forward_kind: type[Forward] = Forward
+    _update_kind: type[Update] = Update
     __module__ = "framework"  # users import it from there, and ``run.json`` stores this name
 
     def __init__(
@@ -86,14 +89,14 @@ class Core(Objective):
         self.automatic_optimization = False
         self.accumulate = accumulate
         self.recorder = Recorder(self, metrics or {}, monitor, mode)
-        self.again = Forward(self)
+        self.again = self._forward_kind(self)
         self.skips = Skips(self, self.recorder) if on_nonfinite == "skip" else None
         self.gradient = Gradient(self, self.again, self.recorder, self.skips)
-        self.update = Update(self, self.gradient, self.again, self.skips, clip)
+        self.update = self._update_kind(self, self.gradient, self.again, self.skips, clip)
         # read from a checkpoint, applied once training starts
         self._within: list[Any] = []
         self._before: int | None = None
-        self._loaders: dict[str, TrainLoader | EvalLoader] = {}
+        self._loaders: dict[str, TrainLoader | EvalLoader | WindowLoader] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -197,13 +200,14 @@ class Core(Objective):
             self.recorder.restore(self._within[step.rank])
         self._within = []
         loader = self._loaders.get("train")
-        if isinstance(loader, TrainLoader):
+        if isinstance(loader, (TrainLoader, WindowLoader)):
             # a checkpoint from the end of an epoch still counts that epoch's batches; one from within a step counts
             # that step as ready but not as processed
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
             done = progress.processed if trainer.fit_loop.restarting else 0
             loader.epoch, loader.start = 0 if self._overfits else trainer.current_epoch, done
-            if 0 < done < len(loader) and self._before != loader.samples_per_step:
+            known = isinstance(loader, TrainLoader)
+            if known and 0 < done < len(loader) and self._before != loader.samples_per_step:
                 raise UserError(
                     f"the checkpoint is from within an epoch of {self._before} samples a step, but this run takes"
                     f" {loader.samples_per_step}; to resume, keep batch_size x accumulate_grad_batches x ranks the same"
@@ -221,6 +225,8 @@ class Core(Objective):
         self.answers.notify("begin_step", step)
         self.update(window)
         step.index += 1
+        if self.recorder.logged_before:
+            self.recorder.add_logged()
         if step.logged:
             self.recorder.write_step(step, self.update.weight_terms(), self.update.learning_rates())
 
@@ -271,16 +277,20 @@ class Core(Objective):
         Not in ``on_validation_end``, where checkpoints are written: they must hold the raw weights and the state of the
         plugins after these metrics.
         """
-        metrics = self.recorder.end_evaluation("val")
+        metrics = self._evaluated("val")
         self.leave_evaluation()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             known = {name: float(value) for name, value in self.trainer.callback_metrics.items()} | metrics
             if self.answers.any("should_stop", known):
                 self.trainer.should_stop = True
 
+    def _evaluated(self, stage: str) -> dict[str, float]:
+        """Reduce J and metrics of an evaluation over ranks, publish them, and return them by tag."""
+        return self.recorder.end_evaluation(stage)
+
     def on_test_epoch_end(self) -> None:
         """Reduce J and metrics over ranks, and restore the raw weights."""
-        self.recorder.end_evaluation("test")
+        self._evaluated("test")
         self.leave_evaluation()
 
     def on_predict_end(self) -> None:

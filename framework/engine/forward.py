@@ -11,7 +11,6 @@ from pytorch_lightning.plugins import MixedPrecision
 
 from framework.data.batch import Outcome
 from framework.engine.objective import Objective
-from framework.ops.buffers import keep_buffers
 
 
 class Forward:
@@ -39,13 +38,18 @@ class Forward:
             full_precision: disable autocast.
         """
         objective, step = self._objective, self._objective.at
-        _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, objective.device)
+        self._draw_alike()
         if self._autocast is None or full_precision:
             outcome = objective.compute_loss(batch)
         else:
             with self._autocast():
                 outcome = objective.compute_loss(batch)
         return Outcome.of(outcome, f"step {step.index}")
+
+    def _draw_alike(self) -> None:
+        """Let the network draw the same numbers whenever this micro-batch of the step is evaluated."""
+        objective, step = self._objective, self._objective.at
+        _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, objective.device)
 
     @contextmanager
     def untraced(self) -> Iterator[None]:
@@ -55,14 +59,14 @@ class Forward:
         within it nothing is logged or added to metrics.
         """
         objective = self._objective
-        put_buffers_back = keep_buffers(objective.model)
+        put_back = objective.keep_state()
         objective.at.again += 1
         try:
             with objective.edits.nested():
                 yield
         finally:
             objective.at.again -= 1
-            put_buffers_back()
+            put_back()
 
     def evaluate(self, batch: Any, *, full_precision: bool = False) -> Outcome:
         """Evaluate J of a micro-batch again, with a graph, for use within ``penalty``.

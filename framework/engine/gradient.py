@@ -14,7 +14,6 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from framework.data.batch import size_of
 from framework.data.loaders import Window
 from framework.engine.forward import Forward
 from framework.engine.nonfinite import explain_nonfinite
@@ -78,8 +77,11 @@ class Gradient:
         Returns:
             :math:`\sum_m s_m\tilde J_m` without a graph, or None if every micro-batch was skipped.
         """
-        step, skips = self._objective.at, self._skips
-        counts = [size_of(batch) for batch in window.batches]
+        objective, skips = self._objective, self._skips
+        step = objective.at
+        counts = [objective.samples(batch) for batch in window.batches]
+        if window.total is None:
+            window = self._placed(window, sum(counts))
         shares, sizes = self._shares(window, counts)
         last = len(window.batches) - 1
         step.micros, step.start, step.samples = last + 1, window.start, window.total
@@ -99,6 +101,16 @@ class Gradient:
         for buffer in self._buffers:  # as under ddp, rank zero's running statistics count
             torch.distributed.broadcast(buffer, 0)
         return total
+
+    def _placed(self, window: Window, samples: int) -> Window:
+        """Return a window of a user's loader with its place among the samples of all ranks, which only they know."""
+        step = self._objective.at
+        counts = [samples]
+        if step.world > 1:
+            every = [torch.zeros(1, dtype=torch.int64, device=self._objective.device) for _ in range(step.world)]
+            torch.distributed.all_gather(every, torch.tensor([samples], device=self._objective.device))
+            counts = [int(one) for one in every]
+        return window._replace(start=sum(counts[: step.rank]), total=sum(counts), samples=samples)
 
     def _shares(self, window: Window, counts: list[int]) -> tuple[list[float], list[float]]:
         objective, world = self._objective, self._objective.at.world

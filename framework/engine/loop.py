@@ -15,6 +15,7 @@ from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy, Strategy
 
 from framework.data.loaders import TrainLoader, Window
+from framework.data.ready import WindowLoader
 from framework.engine.core import Core
 from framework.engine.gradient import has_own
 
@@ -74,7 +75,8 @@ class EpochLoop(_TrainingEpochLoop):
         core, strategy, precision = cast(Core, trainer.lightning_module), trainer.strategy, trainer.precision_plugin
         if (
             type(fetcher) is not _PrefetchDataFetcher
-            or not isinstance(fetcher.combined_loader.iterables, TrainLoader)
+            or not isinstance(fetcher.combined_loader.iterables, (TrainLoader, WindowLoader))
+            or fetcher.length is None
             or not isinstance(trainer.val_check_batch, int)  # validation at time intervals
             or type(trainer.profiler) is not PassThroughProfiler
             or type(core).training_step is not Core.training_step

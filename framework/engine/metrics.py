@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -49,18 +49,34 @@ def check_records(records: Mapping[str, Any], taken: Collection[str]) -> None:
 
 
 def state_of_metric(metric: Metric) -> dict[str, Any]:
-    """Return the state of a metric, with its count of updates, which torchmetrics does not save."""
-    metric.persistent(True)
-    return {"state": dict(metric.state_dict()), "updates": [one._update_count for one in _parts(metric)]}
+    """Return the state of a metric, with its count of updates; the metric itself is left as it is.
+
+    ``Metric.state_dict`` would have the state only after ``persistent(True)``, which would add it to the state of the
+    network that the metric is a part of.
+    """
+    state = {key: _detached(getattr(one, name)) for key, one, name in _states(metric)}
+    return {"state": state, "updates": [one._update_count for one in _parts(metric)]}
 
 
 def restore_metric(metric: Metric, kept: Mapping[str, Any]) -> None:
-    """Load what :func:`state_of_metric` returned into a metric of the same kind."""
-    metric.persistent(True)
-    metric.load_state_dict(kept["state"])
+    """Load what :func:`state_of_metric` returned into a metric of the same kind, on the metric's device."""
+    for key, one, name in _states(metric):
+        value = kept["state"][key]
+        setattr(one, name, [v.to(one.device) for v in value] if isinstance(value, list) else value.to(one.device))
     for one, updates in zip(_parts(metric), kept["updates"], strict=True):
         one._update_count = updates
         one._computed = None
+
+
+def _states(metric: Metric) -> Iterator[tuple[str, Metric, str]]:
+    """Yield each state's key, by its name within the metric, with the part that has it and its attribute there."""
+    for prefix, one in metric.named_modules():
+        if isinstance(one, Metric):
+            yield from ((f"{prefix}.{name}" if prefix else name, one, name) for name in one._defaults)
+
+
+def _detached(value: Any) -> Any:
+    return [one.detach() for one in value] if isinstance(value, list) else value.detach().clone()
 
 
 def _parts(metric: Metric) -> list[Metric]:

@@ -16,6 +16,7 @@ from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_
 from framework.data.data import Data
 from framework.engine.sharding import data_mesh
 from framework.errors import UserError
+from framework.ops.buffers import keep_buffers
 from framework.ops.patterns import Patterns
 from framework.ops.shards import is_sharded
 from framework.plugin.answers import Answers
@@ -137,6 +138,14 @@ class Objective(pl.LightningModule):
     def count(self, batch: Any) -> int | Tensor:
         """Return the number of elements that J averages over in this batch, by default its samples."""
         return size_of(batch)
+
+    def samples(self, batch: Any) -> int:
+        """Return the number of samples in a batch."""
+        return size_of(batch)
+
+    def keep_state(self) -> Callable[[], None]:
+        """Remember what a forward pass may change besides weights, and return a function that puts it back."""
+        return keep_buffers(self.model)
 
     # ---- plugins -----------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.data.batch import Outcome
+from framework.engine.logged import add_logged, state_of_logged
 from framework.engine.meter import Meter, scalars
 from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
 from framework.engine.objective import Objective
@@ -45,6 +46,7 @@ class Recorder:
         mode: ``"min"`` or ``"max"``: whether lower or higher values are better.
 
     Attributes:
+        monitor: tag of the metric that determines the best entry of the history.
         latest: the last value of each tag, as a number: reading it needs no transfer from a device.
         history: one entry per validation, and one per epoch that does not end with a validation. In a resumed run it
             begins with the entries that the checkpoint holds, see :attr:`kept`.
@@ -52,7 +54,7 @@ class Recorder:
 
     def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
         self._objective = objective
-        self._monitor, self._choose = monitor, min if mode == "min" else max
+        self.monitor, self._choose = monitor, min if mode == "min" else max
         self._metrics = {stage: {name: metric.clone() for name, metric in metrics.items()} for stage in _STAGES}
         self._meters = {stage: Meter() for stage in _STAGES}
         self._epoch: dict[str, tuple[float, float]] = {}
@@ -63,6 +65,7 @@ class Recorder:
         self.validated = False
         self.latest: dict[str, float] = {}
         self.history: list[Entry] = []
+        self.logged_before: dict[str, Any] = {}  # through Lightning, before the run was resumed
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -79,6 +82,7 @@ class Recorder:
         """Reset the means of the epoch."""
         self.validated = False
         self._epoch = {}
+        self.logged_before = {}
 
     def begin_step(self, step: Step) -> None:
         """Set ``step.logged``: whether the step's values go to the loggers."""
@@ -194,7 +198,7 @@ class Recorder:
             self.log(gaps)
             metrics |= gaps
         self._give(metrics)
-        self._remember(metrics)
+        self.remember(metrics)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -213,13 +217,20 @@ class Recorder:
         trainer = self._objective.trainer
         means, _ = self._meters[stage].means(over_ranks=trainer.world_size > 1)
         metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
-        if not trainer.sanity_checking:
-            self.validated = True
-            self._give(metrics)
+        if self.publish(stage, metrics):
             self.log(metrics)
-            if stage == "val" and trainer.state.fn == "fit":
-                self._remember(metrics)
         return metrics
+
+    def publish(self, stage: str, metrics: Mapping[str, float]) -> bool:
+        """Give the metrics of an evaluation to callbacks and the history; return False in a sanity check."""
+        trainer = self._objective.trainer
+        if trainer.sanity_checking:
+            return False
+        self.validated = True
+        self._give(metrics)
+        if stage == "val" and trainer.state.fn == "fit":
+            self.remember(metrics)
+        return True
 
     def _compute(self, stage: str) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -234,8 +245,8 @@ class Recorder:
     @property
     def best(self) -> Entry | None:
         """The first entry of the history with the best monitored metric; None if that was never finite."""
-        known = [entry for entry in self.history if math.isfinite(entry.metrics.get(self._monitor, math.nan))]
-        return self._choose(known, key=lambda entry: entry.metrics[self._monitor]) if known else None
+        known = [entry for entry in self.history if math.isfinite(entry.metrics.get(self.monitor, math.nan))]
+        return self._choose(known, key=lambda entry: entry.metrics[self.monitor]) if known else None
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -255,6 +266,7 @@ class Recorder:
             "held": [(prediction.cpu(), target.cpu()) for prediction, target in self._held],
             "metrics": {name: state_of_metric(metric) for name, metric in metrics.items()},
             "latest": dict(self.latest),
+            "logged": state_of_logged(self._objective.trainer.fit_loop.epoch_loop._results),
             "given": {name: float(value) for name, value in self._objective.trainer.callback_metrics.items()},
         }
 
@@ -270,9 +282,15 @@ class Recorder:
             if name in state["metrics"]:
                 restore_metric(metric, state["metrics"][name])
         self.latest = dict(state["latest"])
+        self.logged_before = state.get("logged", {})
         # callbacks and plateau schedules may monitor a validation from before the checkpoint
         given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["given"].items()}
         self._objective.trainer.callback_metrics.update(given)
+
+    def add_logged(self) -> None:
+        """Add what was logged through Lightning in this epoch before the run was resumed; called after a step."""
+        kept, self.logged_before = self.logged_before, {}
+        add_logged(self._objective.trainer.fit_loop.epoch_loop._results, kept)
 
     # ---- output ------------------------------------------------------------------------------------------------------
 
@@ -282,7 +300,7 @@ class Recorder:
         known.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
         self.latest.update(metrics)
 
-    def _remember(self, metrics: Mapping[str, float]) -> None:
+    def remember(self, metrics: Mapping[str, float]) -> None:
         """Add metrics to the history: to its last entry if no step was made since, else as a new entry."""
         step = self._objective.at.index
         if not self.history or self.history[-1].step != step:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from framework.engine.objective import Objective
 from framework.engine.recorder import Recorder
 from framework.errors import NonFiniteError, UserError
-from framework.ops.buffers import keep_buffers
 from framework.ops.finite import finite_weights, first_not_finite
 from framework.ops.shards import is_sharded
 
@@ -61,7 +60,7 @@ class Skips:
     def begin(self) -> None:
         """Start a step: save buffers, and keep recorded values apart."""
         self._why = None
-        self._put_buffers_back = keep_buffers(self._objective.model)
+        self._put_buffers_back = self._objective.keep_state()
         self._recorder.hold()
 
     @property

@@ -60,6 +60,7 @@ class Update:
         if clip[0] is not None and (problem := problem_of(Positive, clip[0])):
             raise UserError(f"gradient_clip_val={clip[0]!r}: must be {problem}; leave it out to disable clipping")
         self._second = self._answers.only("second_gradient")
+        self._total: Tensor | None = None  # of the current step
 
     def prepare(self) -> Optimizer:
         """Read optimizer, scaler and schedulers from the Trainer and return the optimizer; called once training starts.
@@ -121,7 +122,8 @@ class Update:
         scaler, skips = self._scaler, self._skips
         if skips is not None:
             skips.begin()
-        found = self._gradient(window) is not None
+        self._total = self._gradient(window)
+        found = self._total is not None
         if skips is not None and skips.leave_out():
             return False
         if found and self._second is not None:

@@ -15,6 +15,7 @@ from framework.data.data import Data
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError, did_you_mean
+from framework.foreign.core import Foreign
 from framework.plugin.facts import snake_case
 from framework.plugin.plugin import Plugin
 from framework.settings import as_python
@@ -48,8 +49,8 @@ class Recipe:
         UserError: if an argument is of the wrong type.
     """
 
-    model: nn.Module
-    data: Data
+    model: nn.Module | None = None
+    data: Any = None
     loss: Callable[[Any, Any], Tensor] | None = None
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
     plugins: list[Callback] = dataclasses.field(default_factory=list)
@@ -59,11 +60,16 @@ class Recipe:
     mode: str = "min"
     compile: bool | Mapping[str, Any] = False
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    module: Any = None
 
     def __post_init__(self) -> None:
+        if self.module is not None:
+            self._check_module()
         if not isinstance(self.model, nn.Module):
             raise UserError(f"Recipe(model=...): must be a torch.nn.Module; received {type(self.model).__name__}")
-        if not isinstance(self.data, Data):
+        if self.data is not None and not isinstance(self.data, Data):
+            self.data = Data(self.data)
+        if self.data is None and self.module is None:
             raise UserError(f"Recipe(data=...): must be a framework.Data; received {type(self.data).__name__}")
         if not (isinstance(self.core, type) and issubclass(self.core, Core)):
             raise UserError(f"Recipe(core={self.core!r}): must be framework.Core or a subclass of it")
@@ -93,6 +99,15 @@ class Recipe:
                 )
         check_trainer_options(self.trainer)
 
+    def _check_module(self) -> None:
+        given = {"model": self.model, "loss": self.loss, "metrics": self.metrics or None}
+        if self.core is not Core:
+            given["core"] = self.core
+        for name, value in given.items():
+            if value is not None and value is not self.module:
+                raise UserError(f"Recipe(module=..., {name}=...): a LightningModule has its own; leave {name} out")
+        self.model = self.module
+
     def make_core(self, seed: int, options: Mapping[str, Any], on_nonfinite: OnNonFinite = "stop") -> Core:
         """Return a core of this recipe.
 
@@ -104,15 +119,30 @@ class Recipe:
         accumulate = as_python(options.get("accumulate_grad_batches", 1))
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise UserError(f"trainer.accumulate_grad_batches={accumulate!r}: must be a whole number >= 1")
+        clip = (options.get("gradient_clip_val"), options.get("gradient_clip_algorithm"))
+        plugins = [plugin for plugin in self.plugins if isinstance(plugin, Plugin)]
+        if self.module is not None:
+            return Foreign(
+                self.module,
+                plugins,
+                data=self.data,
+                seed=seed,
+                accumulate=accumulate,
+                clip=clip,
+                compile=self.compile,
+                on_nonfinite=on_nonfinite,
+                monitor=self.monitor,
+                mode=self.mode,
+            )
         return self.core(
             self.model,
             self.loss,
             self.metrics,
-            [plugin for plugin in self.plugins if isinstance(plugin, Plugin)],
+            plugins,
             data=self.data,
             seed=seed,
             accumulate=accumulate,
-            clip=(options.get("gradient_clip_val"), options.get("gradient_clip_algorithm")),
+            clip=clip,
             compile=self.compile,
             on_nonfinite=on_nonfinite,
             monitor=self.monitor,

@@ -123,7 +123,9 @@ class RunSpec:
         If the user gave a ``Recipe`` object, the first call returns that one, so that the user's own model is trained.
         For a second call a copy is kept, but only if a plugin may request a later phase, since it copies the weights.
         """
-        pl.seed_everything(self.seed, verbose=False)
+        # the draws of a LightningModule go on from the caller's generators, as under Lightning's Trainer
+        if self._given is None or self._given.module is None or self._seed is not None:
+            pl.seed_everything(self.seed, verbose=False)
         if self._factory is not None:
             recipe = build_recipe(self._factory, self.parameters)
             return self._edited(recipe, self._local)

@@ -14,6 +14,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from framework.data.batch import input_of
 from framework.data.loaders import TrainLoader
+from framework.errors import UserError
 from framework.ops.patterns import is_weight
 from framework.ops.shards import locals_of
 from framework.report.pictures import grid, is_pictures, raw_pictures, span
@@ -154,7 +155,10 @@ class Dashboard(pl.Callback):
     def _write_inputs(self, core: Core, batch: Any) -> None:
         """Write images of the first micro-batch, then stop watching batches."""
         core.gradient.watch = None
-        inputs = input_of(batch)
+        try:
+            inputs = input_of(batch)
+        except UserError:  # a batch that only the user's own step can read
+            return
         if not is_pictures(inputs):
             return
         seen = inputs[:_PICTURES].detach().cpu()

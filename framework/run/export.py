@@ -64,7 +64,7 @@ def export(
     """
     path = Path(out)
     if path.suffix not in _WRITERS:
-        raise UserError(f"out={str(out)!r}: must end with .safetensors for weights, or .pt2 for the network")
+        raise UserError(f"out={str(out)!r}: must end with .safetensors for weights, .pt2 for the network, or .ckpt")
     if isinstance(recipe, Run):
         if overrides or ckpt is not None:
             raise UserError("export(run): a Run takes no further arguments but out and raw")
@@ -154,6 +154,15 @@ def _write_network(core: Core, batch: Any, path: Path, facts: Facts) -> None:
     torch.export.save(program, path, extra_files=facts)
 
 
+def _write_module(core: Core, batch: Any, path: Path, facts: Facts) -> None:
+    from framework.foreign.core import Foreign
+    from framework.foreign.layout import write_for_lightning
+
+    if not isinstance(core, Foreign):
+        raise UserError("--out *.ckpt: only a LightningModule (Recipe(module=...)) has load_from_checkpoint; write *.safetensors")
+    write_for_lightning(core.model, facts, path)
+
+
 def _any_number(one: Any) -> Any:
     samples = isinstance(one, Tensor) and one.ndim and len(one) == _SAMPLES
     return {0: torch.export.Dim.DYNAMIC} if samples else None
@@ -162,4 +171,5 @@ def _any_number(one: Any) -> Any:
 _WRITERS: Mapping[str, Callable[[Core, Any, Path, Facts], None]] = {
     ".safetensors": _write_weights,
     ".pt2": _write_network,
+    ".ckpt": _write_module,
 }

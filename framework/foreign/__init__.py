@@ -1,0 +1,1 @@
+"""Other people's LightningModules: trained as they are, with plugins."""

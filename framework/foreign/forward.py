@@ -1,0 +1,37 @@
+"""The forward pass of a LightningModule's own step, with draws of the process's generators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from framework.engine.forward import Forward
+from framework.ops.generators import set_generators, state_of_generators
+
+
+class ForeignForward(Forward):
+    """Evaluates a batch by the module's ``training_step``.
+
+    The module and its data may draw from the process's generators of torch, NumPy and Python, as under Lightning, so
+    these are not seeded for each micro-batch. A second evaluation begins with the states that the first one began with,
+    and leaves the generators as they were: a plugin that evaluates twice changes no draw of the module.
+    """
+
+    def _draw_alike(self) -> None:
+        step = self._objective.at
+        if step.again:
+            set_generators(self._states[step.micro])
+        elif self._objective.plugins:
+            if step.micro == 0:
+                self._states = []
+            self._states.append(state_of_generators())
+
+    @contextmanager
+    def untraced(self) -> Iterator[None]:
+        """Return a context for evaluations without side effects, draws included."""
+        state = state_of_generators()
+        try:
+            with super().untraced():
+                yield
+        finally:
+            set_generators(state)
