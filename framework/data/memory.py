@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 # attributes of torch's own loaders and samplers that iterating does not change
-_CONFIGURATION = frozenset({"data_source", "dataset", "sampler", "batch_sampler", "collate_fn", "batch_size", "weights"})
+_CONFIGURATION = frozenset(
+    {"data_source", "dataset", "sampler", "batch_sampler", "collate_fn", "batch_size", "weights"}
+)
 
 
 def memory_of(loader: Any) -> dict[str, Any]:

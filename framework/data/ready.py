@@ -71,7 +71,7 @@ class WindowLoader:
         """Ignore the state; see :meth:`resume`."""
 
     def position(self) -> dict[str, Any]:
-        """Return this rank's position, as plain data: the states at the start of the epoch and now, and windows read."""
+        """Return this rank's position as plain data: states at the start of the epoch and now, and windows read."""
         own = self.loader.state_dict() if hasattr(self.loader, "load_state_dict") else None
         return {"begun": self._begun, "now": self._state(), "read": self._read, "loader": own}
 
@@ -178,6 +178,6 @@ class WindowLoader:
             raise UserError(f"Data(train=...): {name} yielded no batch; give at least one")
         if read < announced:
             raise UserError(
-                f"Data(train=...): {name} ended after {read} batches, but its length is {announced}; correct its __len__,"
-                " or leave it out"
+                f"Data(train=...): {name} ended after {read} batches, but its length is {announced}; correct its"
+                " __len__, or leave it out"
             )

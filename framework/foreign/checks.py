@@ -56,13 +56,15 @@ def check_module(module: Any, plugins: Sequence[Plugin], compile: object) -> Non
     """
     name = type(module).__name__
     if lightning_base(module) is None or not isinstance(module, nn.Module):
-        raise UserError(f"Recipe(module=...): must be a LightningModule; received {name}; a network is Recipe(model=...)")
+        raise UserError(
+            f"Recipe(module=...): must be a LightningModule; received {name}; a network is Recipe(model=...)"
+        )
     if not overridden(module, "training_step"):
         raise UserError(f"{name} has no training_step; a network without one is Recipe(model=..., loss=...)")
     if not module.automatic_optimization:
         raise UserError(
-            f"{name} sets automatic_optimization=False: it steps its optimizers itself, so no plugin could act on a step;"
-            " train it with Lightning's Trainer"
+            f"{name} sets automatic_optimization=False: it steps its optimizers itself, so no plugin could act on a"
+            " step; train it with Lightning's Trainer"
         )
     parameters = inspect.signature(module.training_step).parameters
     if "dataloader_iter" in parameters:
@@ -72,8 +74,8 @@ def check_module(module: Any, plugins: Sequence[Plugin], compile: object) -> Non
         )
     if getattr(module, "truncated_bptt_steps", 0) or "hiddens" in parameters:
         raise UserError(
-            f"{name}: truncated_bptt_steps and training_step(batch, batch_idx, hiddens): Lightning 2 no longer calls it;"
-            " split the sequence in training_step"
+            f"{name}: truncated_bptt_steps and training_step(batch, batch_idx, hiddens): Lightning 2 no longer calls"
+            " it; split the sequence in training_step"
         )
     if "optimizer_idx" in parameters:
         raise UserError(

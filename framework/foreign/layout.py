@@ -99,7 +99,9 @@ def write_for_lightning(module: Any, facts: dict[str, str], path: Path) -> None:
     """
     import pytorch_lightning as pl
 
-    state = {name: value.detach().cpu() if torch.is_tensor(value) else value for name, value in module.state_dict().items()}
+    state = {
+        name: value.detach().cpu() if torch.is_tensor(value) else value for name, value in module.state_dict().items()
+    }
     checkpoint: dict[str, Any] = {
         "epoch": int(facts["epoch"]),
         "global_step": int(facts["step"]),

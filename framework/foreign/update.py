@@ -31,7 +31,9 @@ class Configured:
 
     def __init__(self, answer: Any, name: str) -> None:
         if answer is None:
-            raise UserError(f"{name}.configure_optimizers returned None; return an optimizer, or give a plugin that has one")
+            raise UserError(
+                f"{name}.configure_optimizers returned None; return an optimizer, or give a plugin that has one"
+            )
         optimizers, schedulers, monitor = _configure_optimizers(answer)
         if len(optimizers) != 1:
             raise UserError(
@@ -75,7 +77,9 @@ class ForeignUpdate(Update):
         name = type(module).__name__
         if "optimizer_step" in self._own:
             if self._scaler is not None:
-                raise UserError(f"{name}.optimizer_step cannot be used with a GradScaler; use --trainer.precision bf16-mixed")
+                raise UserError(
+                    f"{name}.optimizer_step cannot be used with a GradScaler; use --trainer.precision bf16-mixed"
+                )
             if not self._needs_closure:
                 self._move = self._own_step
         if "configure_gradient_clipping" in self._own and (self._clip_value or self._answers.of("clip_gradients")):
@@ -93,15 +97,15 @@ class ForeignUpdate(Update):
         def closure() -> Any:
             return total
 
-        batch = self._objective.last_batch_idx  # type: ignore[attr-defined]
-        self._own["optimizer_step"](trainer.current_epoch, batch, self._optimizer, closure)
+        objective: Any = self._objective
+        self._own["optimizer_step"](trainer.current_epoch, objective.steps.index, self._optimizer, closure)
 
     def zero_gradients(self) -> None:
         """Set the weights' gradients to None, by the module's own hook if it has one."""
         super().zero_gradients()
         if "optimizer_zero_grad" in self._own:
             objective: Any = self._objective
-            self._own["optimizer_zero_grad"](objective.trainer.current_epoch, objective.last_batch_idx, self._optimizer)
+            self._own["optimizer_zero_grad"](objective.trainer.current_epoch, objective.steps.index, self._optimizer)
 
     def _clip(self) -> None:
         if "configure_gradient_clipping" in self._own:
@@ -135,7 +139,7 @@ class ForeignUpdate(Update):
 
     def _step_own(self, interval: str, *, plateau: bool) -> None:
         objective: Any = self._objective
-        done = objective.last_batch_idx if interval == "step" else objective.trainer.current_epoch
+        done = objective.steps.index if interval == "step" else objective.trainer.current_epoch
         for config in self._schedules:
             due = config.interval == interval and (done + 1) % config.frequency == 0
             if not due or config.reduce_on_plateau is not plateau:

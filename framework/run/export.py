@@ -159,7 +159,9 @@ def _write_module(core: Core, batch: Any, path: Path, facts: Facts) -> None:
     from framework.foreign.layout import write_for_lightning
 
     if not isinstance(core, Foreign):
-        raise UserError("--out *.ckpt: only a LightningModule (Recipe(module=...)) has load_from_checkpoint; write *.safetensors")
+        raise UserError(
+            "--out *.ckpt: only a LightningModule (Recipe(module=...)) has load_from_checkpoint; write *.safetensors"
+        )
     write_for_lightning(core.model, facts, path)
 
 

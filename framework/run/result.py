@@ -160,7 +160,9 @@ def record_of(spec: RunSpec, recipe: Recipe, core: Core) -> dict[str, Any]:
         "monitor": recipe.monitor,
         "mode": recipe.mode,
         "core": f"{type(core).__module__}.{type(core).__qualname__}",
-        "samples": None if recipe.data is None or recipe.data.train is None or recipe.data.is_ready("train") else length_of(recipe.data.train),
+        "samples": None
+        if recipe.data is None or recipe.data.train is None or recipe.data.is_ready("train")
+        else length_of(recipe.data.train),
         "batch_size": None if recipe.data is None else recipe.data.batch_size,
         "weights": parameter_counts(core.model)[0],
         "versions": versions_of_packages(),

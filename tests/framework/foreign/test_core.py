@@ -30,7 +30,9 @@ class Digits(pl.LightningModule):
     def __init__(self, form: str = "dictionary", width: int = 8) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(), nn.Linear(width, 3))
+        self.net = nn.Sequential(
+            nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(), nn.Linear(width, 3)
+        )
         self.accuracy = MulticlassAccuracy(3)
         self.calls: list[str] = []
         self.losses: list[float] = []
@@ -72,7 +74,10 @@ class Digits(pl.LightningModule):
             "lists": ([optimizer], [halving]),
             "lists and one dictionary": ([optimizer], {"scheduler": halving, "frequency": 2}),
             "plateau": {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_loss"},
-            "step": {"optimizer": optimizer, "lr_scheduler": {"scheduler": halving, "interval": "step", "frequency": 3}},
+            "step": {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": halving, "interval": "step", "frequency": 3},
+            },
         }[self.hparams["form"]]
 
 
@@ -121,7 +126,9 @@ def test_the_bits_are_lightnings(form: str) -> None:
         assert run.last[tag] == float(value), tag
 
 
-@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}])
+@pytest.mark.parametrize(
+    "options", [{"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.1}, {"precision": "bf16-mixed"}]
+)
 def test_options_of_the_trainer(options: dict[str, Any]) -> None:
     bare, trainer = alone(**options)
     ours, run = here(options=options)
@@ -129,7 +136,9 @@ def test_options_of_the_trainer(options: dict[str, Any]) -> None:
     assert bare.calls == ours.calls
 
 
-@pytest.mark.parametrize("plugins", [[], [NormPenalty(alpha=0.01), WeightNoise(std=0.1), SAM(), WeightAverage(decay=0.5)]])
+@pytest.mark.parametrize(
+    "plugins", [[], [NormPenalty(alpha=0.01), WeightNoise(std=0.1), SAM(), WeightAverage(decay=0.5)]]
+)
 @pytest.mark.parametrize("step", [2, 6, 9])
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bits(tmp_path: Path, plugins: list[Any], step: int) -> None:
     whole, run = here(plugins=plugins, logs=tmp_path / "whole")
@@ -181,7 +190,11 @@ class _Manual(Digits):
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [(_Two, "returned 2 optimizers"), (_Manual, "steps its optimizers itself"), (nn.Linear, "must be a LightningModule")],
+    [
+        (_Two, "returned 2 optimizers"),
+        (_Manual, "steps its optimizers itself"),
+        (nn.Linear, "must be a LightningModule"),
+    ],
 )
 def test_what_cannot_be_trained_is_refused(kind: Any, words: str) -> None:
     module = kind(2, 2) if kind is nn.Linear else kind()
