@@ -40,7 +40,7 @@ class Data:
         [4, 4, 2]
     """
 
-    train: Part | None
+    train: Any
     val: Part | None = None
     test: Part | None = None
     batch_size: int = dataclasses.field(default=64, kw_only=True)

@@ -206,8 +206,7 @@ class Core(Objective):
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
             done = progress.processed if trainer.fit_loop.restarting else 0
             loader.epoch, loader.start = 0 if self._overfits else trainer.current_epoch, done
-            known = isinstance(loader, TrainLoader)
-            if known and 0 < done < len(loader) and self._before != loader.samples_per_step:
+            if isinstance(loader, TrainLoader) and 0 < done < len(loader) and self._before != loader.samples_per_step:
                 raise UserError(
                     f"the checkpoint is from within an epoch of {self._before} samples a step, but this run takes"
                     f" {loader.samples_per_step}; to resume, keep batch_size x accumulate_grad_batches x ranks the same"

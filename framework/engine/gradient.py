@@ -84,7 +84,7 @@ class Gradient:
             window = self._placed(window, sum(counts))
         shares, sizes = self._shares(window, counts)
         last = len(window.batches) - 1
-        step.micros, step.start, step.samples = last + 1, window.start, window.total
+        step.micros, step.start, step.samples = last + 1, window.start, window.total or 0
         total: Tensor | None = None
         for micro, batch in enumerate(window.batches):
             step.micro, step.count = micro, counts[micro]
@@ -121,7 +121,7 @@ class Gradient:
                     f"step {objective.at.index}: micro-batches of {sizes_seen} are made of {window.samples} samples; if"
                     " J is a mean over something other than samples, override count in a subclass of Core"
                 )
-            sizes, total = [float(count) for count in counts], float(window.total)
+            sizes, total = [float(count) for count in counts], float(window.total or 0)
         else:
             sizes = [float(objective.count(batch)) for batch in window.batches]
             total = sum(sizes)

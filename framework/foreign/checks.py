@@ -54,7 +54,7 @@ def check_module(module: Any, plugins: Sequence[Plugin], compile: object) -> Non
     Raises:
         UserError: if it cannot; the message says why and what to do.
     """
-    name = type(module).__name__
+    name, step = type(module).__name__, getattr(module, "training_step", check_module)
     if lightning_base(module) is None or not isinstance(module, nn.Module):
         raise UserError(
             f"Recipe(module=...): must be a LightningModule; received {name}; a network is Recipe(model=...)"
@@ -66,7 +66,7 @@ def check_module(module: Any, plugins: Sequence[Plugin], compile: object) -> Non
             f"{name} sets automatic_optimization=False: it steps its optimizers itself, so no plugin could act on a"
             " step; train it with Lightning's Trainer"
         )
-    parameters = inspect.signature(module.training_step).parameters
+    parameters = inspect.signature(step).parameters
     if "dataloader_iter" in parameters:
         raise UserError(
             f"{name}.training_step(dataloader_iter) takes batches itself, so no plugin could act on them; write"

@@ -192,7 +192,7 @@ class Foreign(Shell):
     def _logged(self) -> dict[str, float]:
         """Return what was logged through Lightning since the epoch or evaluation began, by tag."""
         self.trainer._logger_connector.epoch_end_reached()
-        results = self.trainer._results
+        results: Any = self.trainer._results
         metrics = {**results.metrics(True)["callback"], **results.metrics(False)["callback"]}
         return {tag: float(value) for tag, value in metrics.items() if value.numel() == 1}
 

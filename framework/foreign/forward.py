@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from framework.engine.forward import Forward
 from framework.ops.generators import set_generators, state_of_generators
@@ -16,6 +17,8 @@ class ForeignForward(Forward):
     these are not seeded for each micro-batch. A second evaluation begins with the states that the first one began with,
     and leaves the generators as they were: a plugin that evaluates twice changes no draw of the module.
     """
+
+    _states: list[dict[str, Any]]  # of the generators before each micro-batch of the step
 
     def _draw_alike(self) -> None:
         step = self._objective.at

@@ -58,6 +58,8 @@ def pass_on(core: pl.LightningModule, module: Any) -> None:
     for step in _STEPS:
         passed = overridden(module, step) or step == "predict_step"
         own[step] = getattr(module, step) if passed else MethodType(getattr(pl.LightningModule, step), core)
+    if not overridden(module, "validation_step"):  # Lightning would warn of loaders without it
+        own["val_dataloader"] = MethodType(pl.LightningModule.val_dataloader, core)
 
 
 def tell(module: Any, hook: str, *args: Any) -> Any:

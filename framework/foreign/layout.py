@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -97,15 +98,13 @@ def write_for_lightning(module: Any, facts: dict[str, str], path: Path) -> None:
         facts: metadata; ``"epoch"`` and ``"step"`` among them.
         path: the file.
     """
-    import pytorch_lightning as pl
-
     state = {
         name: value.detach().cpu() if torch.is_tensor(value) else value for name, value in module.state_dict().items()
     }
     checkpoint: dict[str, Any] = {
         "epoch": int(facts["epoch"]),
         "global_step": int(facts["step"]),
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": version("pytorch-lightning"),
         "state_dict": state,
     }
     _let_add(checkpoint, module, None)

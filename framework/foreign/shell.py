@@ -95,7 +95,7 @@ class Shell(Core):
     def configure_model(self) -> None:
         """Let the module make its layers, and attach the plugins."""
         if overridden(self.model, "configure_model"):
-            self.model.configure_model()  # type: ignore[operator]
+            self.model.configure_model()
             self._has_layers = True
             self.attach_plugins()
         super().configure_model()

@@ -81,11 +81,7 @@ class ForeignUpdate(Update):
                     f"{name}.optimizer_step cannot be used with a GradScaler; use --trainer.precision bf16-mixed"
                 )
             if not self._needs_closure:
-                self._move = self._own_step
-        if "configure_gradient_clipping" in self._own and (self._clip_value or self._answers.of("clip_gradients")):
-            who = next((plugin.name for plugin in self._answers.of("clip_gradients")), None)
-            if who is not None:
-                raise UserError(f"{name}.configure_gradient_clipping and {who} both clip; leave one of them out")
+                self._move = self._own_step  # type: ignore[assignment]
         if self.configured is not None:
             self._schedules = self.configured.schedules
         return optimizer
@@ -109,6 +105,11 @@ class ForeignUpdate(Update):
 
     def _clip(self) -> None:
         if "configure_gradient_clipping" in self._own:
+            if self._answers.sole("clip_gradients", self._step):
+                who = " and ".join(plugin.name for plugin in self._answers.of("clip_gradients"))
+                raise UserError(
+                    f"{type(self._module).__name__}.configure_gradient_clipping and {who} both clip; leave one out"
+                )
             algorithm = self._clip_algorithm if self._clip_value is not None else None
             self._own["configure_gradient_clipping"](
                 self._optimizer, gradient_clip_val=self._clip_value, gradient_clip_algorithm=algorithm
@@ -152,7 +153,7 @@ class ForeignUpdate(Update):
             elif value is None:
                 config.scheduler.step()  # type: ignore[call-arg]
             else:
-                config.scheduler.step(value)
+                config.scheduler.step(value)  # type: ignore[arg-type] # of a plateau schedule
 
     def _monitored(self, config: LRSchedulerConfig) -> torch.Tensor | None:
         metrics = self._objective.trainer.callback_metrics

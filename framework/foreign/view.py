@@ -45,11 +45,10 @@ class TrainerView:
     @property
     def num_training_batches(self) -> int | float:
         """Batches of an epoch, not windows."""
-        core, trainer = self._trainer.lightning_module, self._trainer
-        windows: int | float = trainer.num_training_batches
-        known = core.batches_per_epoch
-        limited = known is not None and windows == -(-known // self._own["accumulate_grad_batches"])
-        return known if limited else windows * self._own["accumulate_grad_batches"]
+        windows: int | float = self._trainer.num_training_batches
+        size: int = self._own["accumulate_grad_batches"]
+        known: int | None = self._trainer.lightning_module.batches_per_epoch
+        return known if known is not None and windows == -(-known // size) else windows * size
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__["_own"]

@@ -49,7 +49,7 @@ class Recipe:
         UserError: if an argument is of the wrong type.
     """
 
-    model: nn.Module | None = None
+    model: Any = None
     data: Any = None
     loss: Callable[[Any, Any], Tensor] | None = None
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=dict)
@@ -100,7 +100,7 @@ class Recipe:
         check_trainer_options(self.trainer)
 
     def _check_module(self) -> None:
-        given = {"model": self.model, "loss": self.loss, "metrics": self.metrics or None}
+        given: dict[str, Any] = {"model": self.model, "loss": self.loss, "metrics": self.metrics or None}
         if self.core is not Core:
             given["core"] = self.core
         for name, value in given.items():
