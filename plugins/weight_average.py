@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from framework.data import input_of
 from framework.errors import UserError
+from framework.ops.buffers import keep_buffers
 from framework.ops.shards import copy_into, laid_out_as, locals_of
 from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step
@@ -55,6 +55,12 @@ def equal_share(updates: int) -> float:
 def average_(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
     """Interpolate averages in place towards the weights by a share."""
     torch._foreach_lerp_(locals_of(averages), locals_of(weights), share)
+
+
+def _keeps_statistics(layer: nn.Module) -> bool:
+    """Return whether a layer's running statistics are updated by a forward pass, which those of a frozen one are not."""
+    norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    return norm and layer.training and bool(layer.track_running_stats)
 
 
 class WeightAverage(Plugin):
@@ -171,34 +177,34 @@ class WeightAverage(Plugin):
 
     @contextmanager
     def _swapped(self, core: Host) -> Iterator[None]:
-        norms = [
-            m for m in core.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
-        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
         with core.edits.nested(rare=True):
             with torch.inference_mode(False), torch.no_grad():
                 copy_into(core.edits.save(self.weights_), self.averages_)
-                if norms:
-                    core.edits.save(statistics)
-                    self._estimate(core, norms)
+                with core.as_in_training():
+                    norms = [one for one in core.model.modules() if _keeps_statistics(one)]
+                    if norms:
+                        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+                        core.edits.save(statistics)
+                        self._estimate(core, norms)
             yield
 
-    def _estimate(self, core: Host, norms: Sequence[nn.modules.batchnorm._BatchNorm]) -> None:
+    def _estimate(self, core: Host, norms: Sequence[Any]) -> None:
         """Recompute running statistics as means over training batches, the same batches on every rank."""
-        training, momenta = core.model.training, [norm.momentum for norm in norms]
+        momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # None makes torch use a plain mean
-        core.model.train()
         devices = [core.device] if core.device.type == "cuda" else []
+        inside = {buffer for norm in norms for buffer in norm.buffers(recurse=False)}
+        put_back = keep_buffers(core.model, leave_out=inside)
         try:
             # dropout draws too: keyed, so that the same average gives the same result, and no other draws change
             with torch.random.fork_rng(devices):
                 torch.manual_seed(core.at.stream(self.name).key(self.updates_) >> 1)
                 for batch in core.training_batches(self.batches):
-                    core(input_of(batch))
+                    core.again.look(batch)
         finally:
-            core.model.train(training)
+            put_back()
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 

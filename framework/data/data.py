@@ -40,7 +40,7 @@ class Data:
         [4, 4, 2]
     """
 
-    train: Any
+    train: Any = None
     val: Part | None = None
     test: Part | None = None
     batch_size: int = dataclasses.field(default=64, kw_only=True)
@@ -56,7 +56,7 @@ class Data:
             self.datamodule, self.train = self.train, None
         for name in ("train", "val", "test"):
             part = getattr(self, name)
-            if part is None and (name != "train" or self.datamodule is not None):
+            if part is None:
                 continue
             setattr(self, name, checked(name, part))
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
@@ -65,6 +65,11 @@ class Data:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
+
+    def samples(self, part: str) -> int | None:
+        """Return the number of samples of a part, None if it has none or only its loader knows."""
+        chosen = getattr(self, part)
+        return None if chosen is None or is_ready(chosen) else length_of(chosen)
 
     def is_ready(self, part: str) -> bool:
         """Return whether a part, ``"train"``, ``"val"`` or ``"test"``, already yields batches."""

@@ -84,7 +84,7 @@ class WindowLoader:
         """Return a context with an iterator of the epoch's batches that leaves generators and samplers as they were."""
         present = {"draws": state_of_generators(), "memory": memory_of(self.loader)}
         try:
-            self._set(self._begun)
+            self._set(self._begun or present)
             yield iter(self.loader)
         finally:
             self._set(present)

@@ -17,6 +17,7 @@ from framework.data.loaders import EvalLoader, TrainLoader, Window
 from framework.data.ready import WindowLoader
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient
+from framework.engine.logged import add_logged
 from framework.engine.objective import Objective
 from framework.engine.recorder import Recorder
 from framework.engine.skips import OnNonFinite, Skips
@@ -65,6 +66,7 @@ class Core(Objective):
 
     _forward_kind: type[Forward] = Forward
     _update_kind: type[Update] = Update
+    _prefix = "model."  # of the network's names in checkpoints
     __module__ = "framework"  # users import it from there, and ``run.json`` stores this name
 
     def __init__(
@@ -95,6 +97,7 @@ class Core(Objective):
         self.update = self._update_kind(self, self.gradient, self.again, self.skips, clip)
         # read from a checkpoint, applied once training starts
         self._within: list[Any] = []
+        self._logged_before: dict[str, Any] = {}
         self._before: int | None = None
         self._loaders: dict[str, TrainLoader | EvalLoader | WindowLoader] = {}
 
@@ -198,6 +201,7 @@ class Core(Objective):
         self.recorder.prepare()
         if len(self._within) == step.world:  # with another number of ranks the means so far of the epoch are lost
             self.recorder.restore(self._within[step.rank])
+            self._logged_before = self._within[step.rank].get("logged", {})
         self._within = []
         loader = self._loaders.get("train")
         if isinstance(loader, (TrainLoader, WindowLoader)):
@@ -214,7 +218,7 @@ class Core(Objective):
 
     def on_train_epoch_start(self) -> None:
         """Start the means of a new epoch."""
-        self.at.epoch = self.trainer.current_epoch
+        self.at.epoch, self._logged_before = self.trainer.current_epoch, {}
         self.recorder.begin_epoch()
 
     def training_step(self, window: Window, batch_idx: int) -> None:
@@ -224,8 +228,9 @@ class Core(Objective):
         self.answers.notify("begin_step", step)
         self.update(window)
         step.index += 1
-        if self.recorder.logged_before:
-            self.recorder.add_logged()
+        if self._logged_before:
+            add_logged(self.trainer.fit_loop.epoch_loop._results, self._logged_before)
+            self._logged_before = {}
         if step.logged:
             self.recorder.write_step(step, self.update.weight_terms(), self.update.learning_rates())
 
@@ -234,13 +239,24 @@ class Core(Objective):
         self.recorder.end_epoch()
         self.update.end_epoch(self.recorder.validated)
 
+    def on_train_end(self) -> None:
+        """Hand the network back with the optimizer's weights for evaluation."""
+        self.update.modes.eval()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state to a checkpoint. A collective: every rank must call it."""
         checkpoint["framework"] = state_of_run(self, self.recorder, self._samples_per_step)
+        if self.update.modes.trains:  # who reads the file without the optimizer wants the weights for evaluation
+            state, named = checkpoint["state_dict"], dict(self.model.named_parameters())
+            found = {self._prefix + name: value for name, value in self.update.modes.for_evaluation(named).items()}
+            checkpoint["framework"]["trained"] = {name: state[name] for name in found}
+            state.update(found)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the run's own state from a checkpoint."""
         self._within, self._before = restore_run(self, self.recorder, checkpoint)
+        if self.trainer.state.fn == "fit" and (trained := checkpoint["framework"].get("trained")):
+            checkpoint["state_dict"].update(trained)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -256,10 +272,26 @@ class Core(Objective):
         """Return the network's output for one batch."""
         return self(input_of(batch))
 
+    def on_validation_model_eval(self) -> None:
+        """Remember the modes of training, and switch to evaluation."""
+        self.remember_modes()
+        super().on_validation_model_eval()
+
+    def on_test_model_eval(self) -> None:
+        """Remember the modes of training, and switch to evaluation."""
+        self.remember_modes()
+        super().on_test_model_eval()
+
+    def on_predict_model_eval(self) -> None:
+        """Remember the modes of training, and switch to evaluation."""
+        self.remember_modes()
+        super().on_predict_model_eval()
+
     def on_validation_start(self) -> None:
         """Switch to the evaluation weights, after freeing the gradients, which the next step drops anyway."""
         if self.trainer.state.fn == "fit":
             self.model.zero_grad()
+            self.update.modes.eval()
         self.enter_evaluation()
 
     def on_test_start(self) -> None:

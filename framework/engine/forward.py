@@ -51,6 +51,14 @@ class Forward:
         objective, step = self._objective, self._objective.at
         _seed_global_generator(self._stream.key(step.index, step.micro, step.rank) >> 1, objective.device)
 
+    def look(self, batch: Any) -> None:
+        """Run the network on a batch as ``compute_loss`` does, without logs and metrics; its buffers change."""
+        self._objective.at.again += 1
+        try:
+            self._objective.compute_loss(batch)
+        finally:
+            self._objective.at.again -= 1
+
     @contextmanager
     def untraced(self) -> Iterator[None]:
         """Return a context for evaluations without side effects.

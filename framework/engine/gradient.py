@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -47,6 +47,7 @@ class Gradient:
         self.watch: Callable[[Any], None] | None = None
         self._edits = bool(objective.answers.of("edit_weights"))
         self._wrapper: DistributedDataParallel | None = None
+        self._shared: set[Tensor] | None = None
         self._sharded = False
         self._buffers: list[Tensor] = []
         self._backward: Callable[[Tensor], None] = objective.manual_backward
@@ -60,6 +61,8 @@ class Gradient:
         wrapped = trainer.strategy.model
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         check_shards(trainer, objective.model, type(objective).__name__)
+        # ddp shares the gradients of those parameters only that it saw then
+        self._shared = None if self._wrapper is None else {p for p in objective.parameters() if p.requires_grad}
         self._sharded = any(is_sharded(parameter) for parameter in objective.model.parameters())
         self._buffers = list(objective.model.buffers()) if self._sharded and objective.at.world > 1 else []
         self._backward = objective.manual_backward
@@ -67,6 +70,10 @@ class Gradient:
         watched = any(has_own(one, hook) for one in listeners(objective) for hook in hooks)
         if type(trainer.strategy) is SingleDeviceStrategy and not getattr(precision, "scaler", None) and not watched:
             self._backward = _backward  # here manual_backward does the same and takes 30 microseconds longer
+
+    def unshared(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of weights whose gradient ddp would not share among ranks."""
+        return [] if self._shared is None else [name for name, weight in weights.items() if weight not in self._shared]
 
     def __call__(self, window: Window) -> Tensor | None:
         r"""Add the gradient of one window to ``grad``; repeated calls for a window make the same random draws.

@@ -79,6 +79,7 @@ class Objective(pl.LightningModule):
         self.observers = Observers(self.model, self.at)
         self._compile = compile
         self._attached = False
+        self._modes: list[tuple[nn.Module, bool]] = []
         self._evaluating: AbstractContextManager[None] | None = None
         # kept out of nn.Module's registry: the compiled network shares the model's parameters
         object.__setattr__(self, "_network", self.model)
@@ -243,6 +244,7 @@ class Objective(pl.LightningModule):
         weights. Called after training ended.
         """
         trainer, device = self.trainer, self.trainer.strategy.root_device
+        self.remember_modes()
         modes = [(layer, layer.training) for layer in self.modules()]
         self.to(device).eval()  # Lightning moves a network off its device when training ends
         total = size = 0.0
@@ -260,6 +262,22 @@ class Objective(pl.LightningModule):
             for layer, mode in modes:
                 layer.training = mode
         return total / size
+
+    def remember_modes(self) -> None:
+        """Remember the mode of each layer, which is that of training until the network is evaluated."""
+        self._modes = [(layer, layer.training) for layer in self.modules()]
+
+    @contextmanager
+    def as_in_training(self) -> Iterator[None]:
+        """Return a context in which every layer has the mode that it trains in; frozen layers stay in evaluation."""
+        present = [(layer, layer.training) for layer in self.modules()]
+        for layer, mode in self._modes or present:
+            layer.training = mode
+        try:
+            yield
+        finally:
+            for layer, mode in present:
+                layer.training = mode
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.data.batch import Outcome
-from framework.engine.logged import add_logged, state_of_logged
 from framework.engine.meter import Meter, scalars
 from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
 from framework.engine.objective import Objective
@@ -46,7 +45,6 @@ class Recorder:
         mode: ``"min"`` or ``"max"``: whether lower or higher values are better.
 
     Attributes:
-        monitor: tag of the metric that determines the best entry of the history.
         latest: the last value of each tag, as a number: reading it needs no transfer from a device.
         history: one entry per validation, and one per epoch that does not end with a validation. In a resumed run it
             begins with the entries that the checkpoint holds, see :attr:`kept`.
@@ -65,7 +63,6 @@ class Recorder:
         self.validated = False
         self.latest: dict[str, float] = {}
         self.history: list[Entry] = []
-        self.logged_before: dict[str, Any] = {}  # through Lightning, before the run was resumed
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -82,7 +79,6 @@ class Recorder:
         """Reset the means of the epoch."""
         self.validated = False
         self._epoch = {}
-        self.logged_before = {}
 
     def begin_step(self, step: Step) -> None:
         """Set ``step.logged``: whether the step's values go to the loggers."""
@@ -214,8 +210,7 @@ class Recorder:
 
     def end_evaluation(self, stage: str) -> dict[str, float]:
         """Reduce J and metrics of a stage over ranks, publish them to callbacks and loggers, and return them by tag."""
-        trainer = self._objective.trainer
-        means, _ = self._meters[stage].means(over_ranks=trainer.world_size > 1)
+        means, _ = self._meters[stage].means(over_ranks=self._objective.trainer.world_size > 1)
         metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
         if self.publish(stage, metrics):
             self.log(metrics)
@@ -224,13 +219,12 @@ class Recorder:
     def publish(self, stage: str, metrics: Mapping[str, float]) -> bool:
         """Give the metrics of an evaluation to callbacks and the history; return False in a sanity check."""
         trainer = self._objective.trainer
-        if trainer.sanity_checking:
-            return False
-        self.validated = True
-        self._give(metrics)
-        if stage == "val" and trainer.state.fn == "fit":
-            self.remember(metrics)
-        return True
+        if not trainer.sanity_checking:
+            self.validated = True
+            self._give(metrics)
+            if stage == "val" and trainer.state.fn == "fit":
+                self.remember(metrics)
+        return not trainer.sanity_checking
 
     def _compute(self, stage: str) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -266,7 +260,6 @@ class Recorder:
             "held": [(prediction.cpu(), target.cpu()) for prediction, target in self._held],
             "metrics": {name: state_of_metric(metric) for name, metric in metrics.items()},
             "latest": dict(self.latest),
-            "logged": state_of_logged(self._objective.trainer.fit_loop.epoch_loop._results),
             "given": {name: float(value) for name, value in self._objective.trainer.callback_metrics.items()},
         }
 
@@ -282,15 +275,9 @@ class Recorder:
             if name in state["metrics"]:
                 restore_metric(metric, state["metrics"][name])
         self.latest = dict(state["latest"])
-        self.logged_before = state.get("logged", {})
         # callbacks and plateau schedules may monitor a validation from before the checkpoint
         given = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["given"].items()}
         self._objective.trainer.callback_metrics.update(given)
-
-    def add_logged(self) -> None:
-        """Add what was logged through Lightning in this epoch before the run was resumed; called after a step."""
-        kept, self.logged_before = self.logged_before, {}
-        add_logged(self._objective.trainer.fit_loop.epoch_loop._results, kept)
 
     # ---- output ------------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
 
+from framework.engine.logged import state_of_logged
 from framework.engine.objective import Objective
 from framework.engine.recorder import Entry, Recorder
 from framework.errors import UserError
@@ -26,10 +27,11 @@ def state_of_run(objective: Objective, recorder: Recorder, samples_per_step: int
         samples_per_step: samples per optimizer step over all ranks, None if no training loader was made.
     """
     trainer = objective.trainer
-    within: list[Any] = [recorder.state()]
+    own = {**recorder.state(), "logged": state_of_logged(trainer.fit_loop.epoch_loop._results)}
+    within: list[Any] = [own]
     if trainer.world_size > 1 and torch.distributed.is_initialized():
         within = [None] * trainer.world_size
-        torch.distributed.all_gather_object(within, recorder.state())
+        torch.distributed.all_gather_object(within, own)
     return {
         "format": FORMAT,
         "history": [tuple(entry) for entry in recorder.kept],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from framework.data.loaders import Window
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient, has_own, listeners, without_autocast
+from framework.engine.modes import Modes
 from framework.engine.objective import Objective
 from framework.engine.skips import Skips
 from framework.engine.stepper import Stepper
-from framework.errors import UserError
+from framework.errors import UserError, some
 from framework.ops.clip import clip_by_norm_, clip_by_value_, total_norm
+from framework.ops.weights import Training
 from framework.settings import Positive, problem_of
 
 
@@ -38,6 +41,7 @@ class Update:
 
     Attributes:
         monitor: tag of the metric that a plateau schedule monitors.
+        modes: the optimizer's modes for training and evaluation.
 
     Raises:
         UserError: if clipping is misconfigured, or two plugins override ``second_gradient``.
@@ -61,6 +65,7 @@ class Update:
             raise UserError(f"gradient_clip_val={clip[0]!r}: must be {problem}; leave it out to disable clipping")
         self._second = self._answers.only("second_gradient")
         self._total: Tensor | None = None  # of the current step
+        self.modes = Modes()
 
     def prepare(self) -> Optimizer:
         """Read optimizer, scaler and schedulers from the Trainer and return the optimizer; called once training starts.
@@ -69,8 +74,17 @@ class Update:
             UserError: if the optimizer needs a closure under a GradScaler, or steps of the run cannot be skipped.
         """
         trainer = self._objective.trainer
+        if len(trainer.optimizers) != 1:
+            raise UserError(
+                f"configure_optimizers of {type(self._objective).__name__} returned {len(trainer.optimizers)} optimizers;"
+                " a step here moves one: merge them into parameter groups of one"
+            )
         self._optimizer: Optimizer = trainer.optimizers[0]
-        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self.modes = Modes(self._optimizer)
+        self.modes.train()
+        self._parameters: list[Tensor] = []
+        self._training = Training(self._objective.model.parameters())
+        self._follow()
         self._scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
         if self._scaler is not None and hasattr(self._optimizer, "_step_supports_amp_scaling"):
             # the fused kernel of SGD leaves its momentum uninitialized if the kernel itself skips the first step
@@ -95,6 +109,8 @@ class Update:
         """Update the weights by the gradient of one window."""
         with without_autocast(self._objective):
             self._progress.increment_ready()
+            self.modes.train()
+            self._follow()
             moved = self._make_step_by_closure(window) if self._needs_closure else self._make_step(window)
             self._progress.increment_completed()
             if moved:
@@ -102,6 +118,28 @@ class Update:
                     with torch.no_grad():
                         self._answers.notify("after_update", self._step)
                 self._step_schedulers("step")
+
+    def _follow(self) -> None:
+        """Take up parameters that a callback added to the optimizer, and tell of those that it thawed only."""
+        groups = self._optimizer.param_groups
+        if sum([len(group["params"]) for group in groups]) != len(self._parameters):
+            self._parameters = [p for group in groups for p in group["params"]]
+        if not self._training.changed():
+            return
+        inside, named = set(self._parameters), self._objective.model.named_parameters()
+        thawed = {name: p for name, p in named if p.requires_grad}
+        if left := [name for name, p in thawed.items() if p not in inside]:
+            warnings.warn(
+                f"step {self._step.index}: {some(left)} may train now (requires_grad), but no parameter group of the"
+                " optimizer has it, so it stays as it is; add it: optimizer.add_param_group, or Lightning's"
+                " BaseFinetuning.unfreeze_and_add_param_group",
+                stacklevel=2,
+            )
+        if unknown := self._gradient.unshared(thawed):
+            raise UserError(
+                f"step {self._step.index}: {some(unknown)} was frozen when ddp wrapped the network, so that ranks would not"
+                " share its gradient; let it require gradients from the start, with a learning rate of 0"
+            )
 
     def _make_step(self, window: Window) -> bool:
         scaler = self._scaler

@@ -37,8 +37,8 @@ def overridden(module: Any, name: str) -> bool:
     if name in vars(module):
         return True
     for base in type(module).__mro__:
-        home = base.__module__.partition(".")[0]
         if name in vars(base):
+            home = getattr(vars(base)[name], "__module__", base.__module__).partition(".")[0]
             return home not in ("pytorch_lightning", "lightning", "lightning_fabric", "torch")
     return False
 

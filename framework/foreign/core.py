@@ -50,6 +50,7 @@ class Foreign(Shell):
 
     _forward_kind = ForeignForward
     _update_kind = ForeignUpdate
+    _prefix = ""
     update: ForeignUpdate
 
     def __init__(
@@ -120,6 +121,11 @@ class Foreign(Shell):
             return {"optimizer": configured.optimizer, "lr_scheduler": kept}
         self.update.configured = configured
         return configured.for_lightning()
+
+    def on_train_end(self) -> None:
+        """Hand the module back with the optimizer's weights for evaluation."""
+        super().on_train_end()
+        tell(self.model, "on_train_end")
 
     def _total_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
@@ -206,6 +212,7 @@ class Foreign(Shell):
 
     def on_validation_start(self) -> None:
         """Switch to the evaluation weights."""
+        self.update.modes.eval()
         self.enter_evaluation()
         tell(self.model, "on_validation_start")
 

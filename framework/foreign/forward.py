@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from framework.engine.forward import Forward
+from framework.foreign.trace import keep_attributes
 from framework.ops.generators import set_generators, state_of_generators
 
 
@@ -28,6 +29,14 @@ class ForeignForward(Forward):
             if step.micro == 0:
                 self._states = []
             self._states.append(state_of_generators())
+
+    def look(self, batch: Any) -> None:
+        """Run the module on a batch, without logs, metrics and changes of its attributes; its buffers change."""
+        put_back = keep_attributes(self._objective.model)
+        try:
+            super().look(batch)
+        finally:
+            put_back()
 
     @contextmanager
     def untraced(self) -> Iterator[None]:

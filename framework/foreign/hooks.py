@@ -13,7 +13,6 @@ from framework.foreign.checks import overridden
 _PASSED_ON = (
     "on_fit_start",
     "on_fit_end",
-    "on_train_end",
     "on_validation_end",
     "on_validation_epoch_start",
     "on_validation_batch_start",
@@ -67,10 +66,12 @@ def tell(module: Any, hook: str, *args: Any) -> Any:
     return getattr(module, hook)(*args) if overridden(module, hook) else None
 
 
-def _changing_mode(module: Any, hook: str) -> Callable[[pl.LightningModule], None]:
+def _changing_mode(module: Any, hook: str) -> Callable[[Any], None]:
     """Return a hook that passes on, and sets the core's own mode, which nobody else would."""
 
-    def change(core: pl.LightningModule) -> None:
+    def change(core: Any) -> None:
+        if hook.endswith("_eval"):
+            core.remember_modes()
         core.training = hook.endswith("_train")
         getattr(module, hook)()
 

@@ -146,9 +146,11 @@ class Shell(Core):
     def training_batches(self, limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` training batches on the device; training is unaffected, draws included."""
         loader = self._loaders.get("train")
-        if not isinstance(loader, WindowLoader):
+        if self.sources.own("train") is not None:
             yield from super().training_batches(limit)
             return
+        if not isinstance(loader, WindowLoader):  # before training, and without it
+            loader = WindowLoader(self.sources.training_loader())
         with loader.aside() as batches:
             for batch in itertools.islice(batches, limit):
                 moved = self.trainer.precision_plugin.convert_input(batch)

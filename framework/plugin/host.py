@@ -31,6 +31,9 @@ class Again(Protocol):
             full_precision: disable autocast, for differences too small for half precision.
         """
 
+    def look(self, batch: Any) -> None:
+        """Run the network on a batch as ``compute_loss`` does, without logs and metrics; its buffers change."""
+
 
 class Answering(Protocol):
     """Lists the plugins at each hook point."""
@@ -89,6 +92,9 @@ class Host(Protocol):
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Return a context in which the network holds the evaluation weights: an average, if a plugin keeps one."""
+
+    def as_in_training(self) -> AbstractContextManager[None]:
+        """Return a context in which every layer has the mode that it trains in."""
 
     def training_batches(self, limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` training batches on the device, the same on every rank; training is unaffected."""

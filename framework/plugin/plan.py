@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from framework.data.data import Data
-from framework.data.parts import length_of
 from framework.errors import did_you_mean
 from framework.plugin.host import Host
 
@@ -68,7 +67,10 @@ class Plan:
     def _steps_an_epoch(self) -> int:
         data = self.data
         step_size = data.batch_size * self.core.accumulate
-        whole, rest = divmod(length_of(data.train), step_size)
+        samples = data.samples("train")
+        if samples is None:  # only the user's loader knows
+            return 1
+        whole, rest = divmod(samples, step_size)
         return max(whole + (rest > 0 and not data.drop_last), 1)
 
     @functools.cached_property

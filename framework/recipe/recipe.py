@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.data.data import Data
+from framework.data.parts import is_datamodule, is_ready
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError, did_you_mean
@@ -67,10 +68,12 @@ class Recipe:
             self._check_module()
         if not isinstance(self.model, nn.Module):
             raise UserError(f"Recipe(model=...): must be a torch.nn.Module; received {type(self.model).__name__}")
-        if self.data is not None and not isinstance(self.data, Data):
+        if is_datamodule(self.data) or is_ready(self.data) or (self.data is None and self.module is not None):
             self.data = Data(self.data)
-        if self.data is None and self.module is None:
+        if not isinstance(self.data, Data):
             raise UserError(f"Recipe(data=...): must be a framework.Data; received {type(self.data).__name__}")
+        if self.module is None and self.data.train is None and self.data.datamodule is None:
+            raise UserError("Data(train=...): a network needs a training part; only a LightningModule may have its own")
         if not (isinstance(self.core, type) and issubclass(self.core, Core)):
             raise UserError(f"Recipe(core={self.core!r}): must be framework.Core or a subclass of it")
         if self.mode not in ("min", "max"):

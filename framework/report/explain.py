@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from framework.data.parts import length_of
 from framework.ops.patterns import parameter_counts
 from framework.plugin.hooks import HOOK_POINTS, RULES
 from framework.plugin.plugin import Plugin, overrides
@@ -47,12 +46,13 @@ def explain(recipe: Recipe) -> str:
 def _setting(recipe: Recipe) -> str:
     total, trained = parameter_counts(recipe.model)
     data = recipe.data
-    parts = [("training", data.train), ("validation", data.val), ("test", data.test)]
-    sizes = ", ".join(f"{length_of(part):,} {name}" for name, part in parts if part is not None)
+    parts = [("training", "train"), ("validation", "val"), ("test", "test")]
+    known = [(name, data.samples(part)) for name, part in parts]
+    sizes = ", ".join(f"{count:,} {name}" for name, count in known if count is not None) or "as the loaders yield them"
     options = ", ".join(f"{name}={value!r}" for name, value in recipe.trainer.items())
     rows = [
         ["network", f"{type(recipe.model).__name__}, {total:,} parameters, {trained:,} of them trained"],
-        ["samples", f"{sizes}; {data.batch_size:,} a batch"],
+        ["samples", f"{sizes}; {data.batch_size:,} a batch" if data.samples("train") else sizes],
         ["objective", _objective(recipe)],
         ["best by", f"{recipe.monitor} ({recipe.mode})"],
         ["trainer", options or "Lightning's defaults"],
@@ -61,7 +61,8 @@ def _setting(recipe: Recipe) -> str:
 
 
 def _objective(recipe: Recipe) -> str:
-    loss = recipe.loss if recipe.loss is not None else recipe.core.compute_loss
+    own = recipe.core.compute_loss if recipe.module is None else recipe.module.training_step
+    loss = recipe.loss if recipe.loss is not None else own
     name = getattr(loss, "__qualname__", type(loss).__name__)
     terms = [plugin.name for plugin in recipe.plugins if isinstance(plugin, Plugin) and _has_term(plugin)]
     return " + ".join([f"J ({name})", *(f"α·Ω ({term})" for term in terms)])

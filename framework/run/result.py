@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from framework.checkpoint.folder import RunFolder, versions_of_packages
-from framework.data.parts import length_of
 from framework.engine.core import Core
 from framework.ops.patterns import parameter_counts
 from framework.plugin.plugin import Plugin
@@ -160,10 +159,8 @@ def record_of(spec: RunSpec, recipe: Recipe, core: Core) -> dict[str, Any]:
         "monitor": recipe.monitor,
         "mode": recipe.mode,
         "core": f"{type(core).__module__}.{type(core).__qualname__}",
-        "samples": None
-        if recipe.data is None or recipe.data.train is None or recipe.data.is_ready("train")
-        else length_of(recipe.data.train),
-        "batch_size": None if recipe.data is None else recipe.data.batch_size,
+        "samples": recipe.data.samples("train"),
+        "batch_size": recipe.data.batch_size,
         "weights": parameter_counts(core.model)[0],
         "versions": versions_of_packages(),
     }

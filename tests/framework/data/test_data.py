@@ -70,7 +70,6 @@ def test_a_list_of_tensors_is_taken_as_a_tuple() -> None:
         ({"train": (torch.zeros(3), torch.zeros(4))}, r"same first dimension; received \[3, 4\]"),
         ({"train": (torch.zeros(0),)}, "train=.*no samples"),
         ({"train": Endless()}, "received Endless, whose order cannot be keyed"),
-        ({"train": None}, "train=.*NoneType"),
         ({"train": torch.zeros(3)}, r"train=.*a single tensor.*\(x,\)"),
         ({"train": (torch.tensor(1.0),)}, "train=.*first dimension.*received a number"),
         ({"train": (torch.zeros(3),), "val": Squares(0)}, "val=.*no samples"),
