@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
     """
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.flush()
+            with suppress(OSError):  # of a full disk the logger itself tells
+                logger.experiment.flush()
     return {path.name: path.stat().st_size for path in _event_files(folder)}
 
 

@@ -7,15 +7,18 @@ import os
 import platform
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 
 from framework.checkpoint.atomic import atomic_file, link
 from framework.checkpoint.lock import Lock
+from framework.checkpoint.ranks import is_first
 from framework.errors import UserError
 from framework.settings import plain
 
@@ -51,6 +54,8 @@ class RunFolder:
         """
         if (made := cls.of_ranks()) is not None:
             return made
+        if not is_first():  # see `agree`
+            return cls(logs / name / "of_rank_zero")
         parent = logs / name
         try:
             parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +81,7 @@ class RunFolder:
         Raises:
             UserError: if another process trains into it, or it cannot be written.
         """
-        if self.of_ranks() is not None:
+        if not is_first():
             return
         try:
             taken = self.lock.take()
@@ -89,14 +94,21 @@ class RunFolder:
     def leave(self) -> None:
         """Release the lock of the folder."""
         self.lock.leave()
+        os.environ.pop(_OF_RANKS, None)
 
     @classmethod
     def of_ranks(cls) -> RunFolder | None:
         """Return the folder that rank zero made if this process is another rank that Lightning launched, else None."""
-        # rank zero has LOCAL_RANK too after it launched the others
-        if os.environ.get("LOCAL_RANK", "0") != "0" and _OF_RANKS in os.environ:
+        if not is_first() and _OF_RANKS in os.environ:
             return cls(Path(os.environ[_OF_RANKS]))
         return None
+
+    def agree(self, trainer: pl.Trainer) -> None:
+        """Take over the path of rank zero's folder, which ranks of another launcher learn only from it.
+
+        A collective: every rank must call it, once the ranks are connected.
+        """
+        self.path = Path(trainer.strategy.broadcast(str(self.path)))
 
     @classmethod
     def all(cls, logs: Path, name: str) -> list[RunFolder]:
@@ -156,14 +168,18 @@ class RunFolder:
 
     @rank_zero_only
     def write(self, content: Mapping[str, Any]) -> None:
-        """Replace ``run.json`` atomically."""
-        with atomic_file(self.path / "run.json") as draft:
-            draft.write_text(json.dumps(plain(content), indent=2) + "\n")
+        """Replace ``run.json`` atomically; if it cannot be written, as on a full disk, warn and go on."""
+        try:
+            with atomic_file(self.path / "run.json") as draft:
+                draft.write_text(json.dumps(plain(content), indent=2) + "\n")
+        except OSError as error:
+            warnings.warn(f"{self.path / 'run.json'} could not be written ({error.strerror})", stacklevel=2)
 
     @rank_zero_only
     def update(self, **content: Any) -> None:
-        """Replace some entries of ``run.json``."""
-        self.write({**self.read(), **content})
+        """Replace some entries of ``run.json``, if it is still there."""
+        if self.path.is_dir():
+            self.write({**self.read(), **content})
 
     @rank_zero_only
     def copy_recipe(self, file: Path | None) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from framework.checkpoint.events import sizes_of, take_back
 from framework.checkpoint.file import read_checkpoint
 from framework.checkpoint.folder import KEY, NEXT, RunFolder, previous
+from framework.checkpoint.ranks import is_first
 from framework.engine.state import BadCheckpoint
 from framework.errors import UserError, one_line
 from framework.settings import plain
@@ -99,7 +100,7 @@ def start_of_phase(folder: RunFolder, name: str, after: int) -> Start | None:
         after: optimizer steps of the run before the phase; a checkpoint with another number is of another phase.
     """
     start, skipped = _newest(folder, (name, previous(name)), after)
-    if RunFolder.of_ranks() is None:
+    if is_first():
         take_back(folder.curves(name), {} if start is None else start.events)
     instead = "starting the phase again" if start is None else f"resuming from {start.path.name}"
     for line in skipped:

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from framework.checkpoint.atomic import link
 from framework.checkpoint.events import sizes_of
 from framework.checkpoint.file import CheckpointFiles
-from framework.checkpoint.folder import KEY, NEXT, previous
+from framework.checkpoint.folder import KEY, NEXT, RunFolder, previous
 from framework.checkpoint.signals import Signals, Stopped
 from framework.errors import NonFiniteError, UserError, did_you_mean
 from framework.ops.finite import finite_weights
@@ -37,7 +37,7 @@ class Checkpoints(Checkpoint):
     logged at the step precedes it, and nothing is logged twice when a run is resumed from it.
 
     Args:
-        folder: folder of the checkpoints.
+        folder: the run's folder.
         curves: folder of the event files.
         files: writes the files.
         signals: the signals that request a stop.
@@ -51,7 +51,7 @@ class Checkpoints(Checkpoint):
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         curves: Path,
         files: CheckpointFiles,
         signals: Signals,
@@ -63,7 +63,8 @@ class Checkpoints(Checkpoint):
         every_n_steps: int | None = None,
         every_n_minutes: float | None = None,
     ) -> None:
-        self._folder, self._curves, self._files, self._signals = folder, curves, files, signals
+        self._run, self._folder, self._curves = folder, folder.checkpoints, curves
+        self._files, self._signals = files, signals
         self._name, self._after = name, after
         self._monitor, self._sign = monitor, 1.0 if mode == "min" else -1.0
         self._steps = every_n_steps or math.inf
@@ -99,6 +100,11 @@ class Checkpoints(Checkpoint):
         return self._before + time.monotonic() - self._began
 
     # ---- when --------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let all ranks know the folder."""
+        if trainer.world_size > 1:
+            self._run.agree(trainer)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Install the signal handlers again, after Lightning has installed its own."""

@@ -32,9 +32,9 @@ class Notices(Callback):
         for notice in NOTICES:
             calls = [getattr(p, notice) for p in plugins if getattr(type(p), notice) is not getattr(Callback, notice)]
             if calls:
-                setattr(self, notice, _all(calls))
+                setattr(self, notice, _All(calls))
         own = vars(self).get("on_load_checkpoint")
-        self.on_load_checkpoint = _all([self._find_states, *([own] if own else [])])  # type: ignore[method-assign]
+        self.on_load_checkpoint = _All([self._find_states, *([own] if own else [])])  # type: ignore[method-assign]
 
     @property
     def state_key(self) -> str:
@@ -54,12 +54,15 @@ class Notices(Callback):
                     plugin.load_state_dict(kept[plugin.name])
 
 
-def _all(calls: list[Callable[..., Any]]) -> Callable[..., None]:
-    def tell(*args: Any, **kwargs: Any) -> None:
-        for call in calls:
-            call(*args, **kwargs)
+class _All:
+    """Calls several functions in turn; a class, so that a spawned process can be sent one."""
 
-    return tell
+    def __init__(self, calls: list[Callable[..., Any]]) -> None:
+        self._calls = calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        for call in self._calls:
+            call(*args, **kwargs)
 
 
 def as_callbacks(listed: Sequence[Callback]) -> list[Callback]:

@@ -76,8 +76,8 @@ class Update:
         trainer = self._objective.trainer
         if len(trainer.optimizers) != 1:
             raise UserError(
-                f"configure_optimizers of {type(self._objective).__name__} returned {len(trainer.optimizers)} optimizers;"
-                " a step here moves one: merge them into parameter groups of one"
+                f"configure_optimizers of {type(self._objective).__name__} returned {len(trainer.optimizers)}"
+                " optimizers; a step here moves one: merge them into parameter groups of one"
             )
         self._optimizer: Optimizer = trainer.optimizers[0]
         self.modes = Modes(self._optimizer)
@@ -137,8 +137,8 @@ class Update:
             )
         if unknown := self._gradient.unshared(thawed):
             raise UserError(
-                f"step {self._step.index}: {some(unknown)} was frozen when ddp wrapped the network, so that ranks would not"
-                " share its gradient; let it require gradients from the start, with a learning rate of 0"
+                f"step {self._step.index}: {some(unknown)} was frozen when ddp wrapped the network, so that ranks would"
+                " not share its gradient; let it require gradients from the start, with a learning rate of 0"
             )
 
     def _make_step(self, window: Window) -> bool:

@@ -18,6 +18,7 @@ from framework.plugin.facts import Facts
 from framework.plugin.finding import Finding, LintWarning
 from framework.plugin.hooks import NOTICES
 from framework.plugin.plan import Plan
+from framework.recipe.callbacks import refused_callbacks
 from framework.recipe.recipe import Recipe
 
 # the notices in which Lightning lets a callback log what others can monitor
@@ -37,8 +38,9 @@ def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding
         options: the Trainer's options.
     """
     plan = plan_of(recipe, core, options)
+    refused = (Finding("error", name, reason) for name, reason in refused_callbacks(callbacks_of(recipe, options)))
     own = (_monitor, _mixing, _decay_of_biases, _moved_in_vain, _idle)
-    found = [*itertools.chain(*(rule(plan) for rule in own), core.answers.collect("lint", plan))]
+    found = [*refused, *itertools.chain(*(rule(plan) for rule in own), core.answers.collect("lint", plan))]
     return sorted(found, key=lambda finding: finding.severity)
 
 
@@ -50,8 +52,7 @@ def plan_of(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> Plan:
         core: its core, plugins attached.
         options: the Trainer's options.
     """
-    given = options.get("callbacks") or []
-    callbacks = [*recipe.plugins, *(given if isinstance(given, list) else [given])]
+    callbacks = callbacks_of(recipe, options)
     listening = any(
         getattr(type(callback), notice, None) is not getattr(Callback, notice)
         for callback in callbacks
@@ -65,6 +66,12 @@ def plan_of(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> Plan:
         metrics=recipe.metrics,
         open_tags=type(core) is not Core or listening,
     )
+
+
+def callbacks_of(recipe: Recipe, options: Mapping[str, Any]) -> list[Callback]:
+    """Return the callbacks of a recipe, plugins among them, and of the Trainer's options."""
+    given = options.get("callbacks") or []
+    return [*recipe.plugins, *(given if isinstance(given, list) else [given])]
 
 
 def raise_or_warn(findings: Sequence[Finding], where: str) -> None:

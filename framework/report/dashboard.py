@@ -18,6 +18,7 @@ from framework.errors import UserError
 from framework.ops.patterns import is_weight
 from framework.ops.shards import locals_of
 from framework.report.pictures import grid, is_pictures, raw_pictures, span
+from framework.report.telling import telling
 from framework.settings import is_default
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ class Dashboard(pl.Callback):
         self._begun, self._laid_out = state_dict["begun"], state_dict["laid_out"]
         self._histogram_at = state_dict["histogram_at"]
 
+    @telling
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find TensorBoard's writers."""
         if trainer.is_global_zero:
             self._writers = [one.experiment for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
         self._start, self._end = session(hyperparameters(cast("Core", pl_module), self._parameters))
 
+    @telling
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write hyperparameters and initial weights and wait for the first batch, unless the run is resumed."""
         core = cast("Core", pl_module)
@@ -96,6 +99,7 @@ class Dashboard(pl.Callback):
         if self._images:
             core.gradient.watch = lambda batch: self._write_inputs(core, batch)
 
+    @telling
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the charts and histograms of the previous epoch, whose values are complete only now."""
         core = cast("Core", pl_module)
@@ -104,6 +108,7 @@ class Dashboard(pl.Callback):
             if self._every and trainer.current_epoch % self._every == 0:
                 self._write_weights(core, core.at.index)
 
+    @telling
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the best metrics so far; in HParams, which sorts tags by name, they come first."""
         recorder = cast("Core", pl_module).recorder
@@ -114,6 +119,7 @@ class Dashboard(pl.Callback):
                 for writer in self._writers:
                     writer.add_scalar(f"best/{tag[4:]}", value, recorder.history[-1].step)
 
+    @telling
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final weights and the end of the session.
 
@@ -125,6 +131,7 @@ class Dashboard(pl.Callback):
             self._write_weights(core, core.at.index)
             self._write(self._end)
 
+    @telling
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the charts of a run that failed; its HParams session stays without an end."""
         if self._writers:
@@ -152,6 +159,7 @@ class Dashboard(pl.Callback):
                     for writer in self._writers if len(finite) else ():
                         writer.add_histogram(tag, finite, step, bins=_BINS)
 
+    @telling
     def _write_inputs(self, core: Core, batch: Any) -> None:
         """Write images of the first micro-batch, then stop watching batches."""
         core.gradient.watch = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.ranks import is_first
 from framework.checkpoint.resume import (
     Start,
     announce,
@@ -187,13 +188,13 @@ class _Accept:
         if self._done:
             return
         self._done = True
-        if RunFolder.of_ranks() is None:
+        if is_first():
             clear(self.folder, self.start, self._curves)
         self.folder.write({**self.record, "status": "running"})
 
     def withdraw(self) -> None:
         """Remove the event files that Lightning opened for a run that was then refused."""
-        if RunFolder.of_ranks() is None:
+        if is_first():
             for name in curves_in(self.folder) - self._curves:
                 (self.folder.path / name).unlink(missing_ok=True)
 

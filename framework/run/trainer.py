@@ -12,11 +12,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from framework.checkpoint.file import CheckpointFiles, not_data
 from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.loggers import take_loggers_back
 from framework.checkpoint.resume import Start
 from framework.checkpoint.saving import Checkpoints
 from framework.checkpoint.signals import Signals, StopOnSignal
@@ -27,6 +30,8 @@ from framework.plugin.phase import Phase
 from framework.recipe.recipe import Recipe, lightning_options
 from framework.report.dashboard import Dashboard
 from framework.report.progress import make_progress
+from framework.report.telling import guard
+from framework.run.launcher import HandsBack
 from framework.run.quiet import quiet
 
 # options that also apply to evaluation; the other options of the Trainer are about training
@@ -72,6 +77,7 @@ def training_trainer(
     chosen: dict[str, Any] = {"enable_model_summary": False, **lightning_options(options)}
     callbacks = [*as_callbacks(recipe.plugins), *(chosen.pop("callbacks", None) or [])]
     folder = save.folder
+    _give_folders(callbacks, folder)
     if chosen.get("logger", True) is True:
         chosen["logger"] = False
         if folder is not None:
@@ -81,13 +87,15 @@ def training_trainer(
             chosen["logger"] = TensorBoardLogger(
                 path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
             )
+    elif start is not None and chosen["logger"]:
+        take_loggers_back(_listed(chosen["logger"]), start.step)
     if chosen["logger"]:  # a TensorBoardLogger of the user's own gets the dashboard too
         callbacks.append(Dashboard(recipe.parameters))
     if chosen.get("enable_progress_bar", True) and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(make_progress())
     if phase is not None and phase.stop_when is not None:
         callbacks.append(_StopWhen(phase.stop_when))
-    if folder is None:
+    if folder is None or chosen.get("fast_dev_run"):
         chosen["enable_checkpointing"] = False
     if folder is None or not chosen.get("enable_checkpointing", True):
         callbacks.append(StopOnSignal(save.signals))
@@ -95,7 +103,7 @@ def training_trainer(
         files = CheckpointFiles()
         chosen["plugins"] = [*_listed(chosen.get("plugins")), files]
         checkpoints = Checkpoints(
-            folder.checkpoints,
+            folder,
             folder.curves(None if phase is None else phase.name),
             files,
             save.signals,
@@ -107,7 +115,13 @@ def training_trainer(
             every_n_minutes=save.every_n_minutes,
         )
         callbacks.append(checkpoints)
+    if folder is not None:
+        chosen.setdefault("default_root_dir", str(folder.path))
     trainer = _make(chosen, callbacks)
+    trainer._checkpoint_connector.__class__ = _OneDoor
+    guard(trainer.loggers)
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        trainer.strategy.launcher.__class__ = HandsBack
     trainer.fit_loop.epoch_loop = EpochLoop(trainer.fit_loop.epoch_loop)
     # with max_steps Lightning would end the epoch of a checkpoint written at its end again, and skip the next epoch
     trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
@@ -115,6 +129,25 @@ def training_trainer(
         loop = trainer.fit_loop
         loop.on_run_start = functools.partial(_accept_at, loop, save.accept)  # type: ignore[method-assign]
     return trainer
+
+
+def _give_folders(callbacks: Sequence[pl.Callback], folder: RunFolder | None) -> None:
+    """Give checkpoint callbacks of the user's that name no folder one of their own, beside the run's checkpoints.
+
+    Lightning would let them write into the folder of the run's own checkpoints, such as ``last.ckpt`` in its place.
+    """
+    for one in callbacks:
+        if isinstance(one, ModelCheckpoint) and folder is not None and (one.dirpath is None or hasattr(one, "_given")):
+            one.dirpath, one._given = str(folder.path / "model_checkpoint"), True  # type: ignore[attr-defined]
+
+
+class _OneDoor(_CheckpointConnector):
+    """Begins a run where :func:`framework.fit` says and nowhere else.
+
+    Under SLURM, Lightning would begin every run from a file ``hpc_ckpt_N.ckpt`` that any earlier run left behind.
+    """
+
+    _hpc_resume_path = None
 
 
 def _accept_at(loop: Any, accept: Callable[[], None]) -> None:
