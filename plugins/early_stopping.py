@@ -75,10 +75,11 @@ class EarlyStopping(Plugin):
       It is cheaper, but this may never happen, hence ``max_extra_epochs``.
 
     Args:
-        monitor: tag of a validation metric.
+        monitor: tag of a validation metric, None for the recipe's ``monitor``.
         patience: validations without improvement before training ends. 5 to 20 epochs' worth are common; more if the
             curve is noisy or the learning rate is restarted.
-        mode: ``"min"`` if lower values are better, ``"max"`` if higher ones are.
+        mode: ``"min"`` if lower values are better, ``"max"`` if higher ones are; None for the recipe's ``mode``, and
+            ``"min"`` for another metric than the recipe's.
         min_delta: a change of at most this much does not count as an improvement.
         then: how to train on all the data afterwards, None for not at all.
         count: what ``then="retrain"`` counts.
@@ -102,9 +103,9 @@ class EarlyStopping(Plugin):
     Source: Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.8, algorithms 7.1 to 7.3.
     """
 
-    monitor: str = "val/loss"
+    monitor: str | None = None
     patience: PositiveInt = 10
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] | None = None
     min_delta: NonNegative = 0.0
     then: Literal["retrain", "continue"] | None = None
     count: Literal["steps", "epochs"] = "steps"
@@ -117,14 +118,31 @@ class EarlyStopping(Plugin):
 
     examples = ({"patience": 1, "min_delta": 10.0},)
 
+    restores_best = True
+
+    def _watched(self, monitor: str, mode: str) -> tuple[str, Literal["min", "max"]]:
+        """Return the metric that is watched, and its mode, given the recipe's."""
+        own = self.monitor is None or self.monitor == monitor
+        chosen: Any = self.mode or (mode if own else "min")
+        return self.monitor or monitor, chosen
+
     def limits(self) -> Mapping[str, str]:
         """Return the checks that cannot pass with a later phase, with the reason."""
         return {"sharded": f"then={self.then!r} continues with an unsharded network"} if self.then else {}
 
     def lint(self, plan: Plan) -> Iterator[Finding]:
         """Report a metric that is never logged, and a stop that may come before other plugins take effect."""
-        if reason := plan.why_never_logged(self.monitor, "val"):
-            yield Finding("error", self.name, f"monitor={self.monitor!r}: {reason}")
+        monitor, mode = self._watched(plan.monitor, plan.mode)
+        if reason := plan.why_never_logged(monitor, "val"):
+            yield Finding("error", self.name, f"monitor={monitor!r}: {reason}")
+        if reason := plan.why_other_direction(monitor, mode):
+            yield Finding("warning", self.name, f"monitor={monitor!r}: {reason}")
+        if monitor != plan.monitor:
+            message = (
+                f"monitor={monitor!r}, while the recipe's is {plan.monitor!r}: the network that is returned is the best by"
+                " the first, run.metrics and best.ckpt are of the best epoch by the second; give Recipe(monitor=...)"
+            )
+            yield Finding("warning", self.name, message)
         earliest, last = self.patience + 1, plan.validations
         for plugin in plan.core.plugins if earliest < last < math.inf else ():
             if earliest <= plugin.needs_until * last:
@@ -140,11 +158,12 @@ class EarlyStopping(Plugin):
 
     def attach(self, core: Host) -> None:
         """Reset the stopping rule and the best validation."""
+        self.monitor_, mode = self._watched(core.monitor, core.mode)
         self.rule_ = _Rule(
-            self.monitor,
+            self.monitor_,
             min_delta=self.min_delta,
             patience=self.patience,
-            mode=self.mode,
+            mode=mode,
             check_finite=self.check_finite,
             stopping_threshold=self.stopping_threshold,
             divergence_threshold=self.divergence_threshold,
@@ -160,7 +179,7 @@ class EarlyStopping(Plugin):
         data = cast(Host, pl_module).data
         if not trainer.enable_validation or (data is not None and data.val is None):
             raise UserError(
-                f"EarlyStopping(monitor={self.monitor!r}): this run has no validation; give Data(val=...), and leave"
+                f"EarlyStopping(monitor={self.monitor_!r}): this run has no validation; give Data(val=...), and leave"
                 " limit_val_batches above 0"
             )
 
@@ -168,15 +187,15 @@ class EarlyStopping(Plugin):
         """Return whether patience is exhausted; never in a later phase."""
         if self.in_phase_:
             return False
-        if self.monitor not in metrics:
-            hint = did_you_mean(self.monitor, metrics)
+        if self.monitor_ not in metrics:
+            hint = did_you_mean(self.monitor_, metrics)
             logged = "" if "known" in hint else f" (logged are: {', '.join(sorted(metrics))})"
-            raise UserError(f"EarlyStopping(monitor={self.monitor!r}): never logged at a validation{hint}{logged}")
-        improved, stop = self.rule_.ask(metrics[self.monitor])
+            raise UserError(f"EarlyStopping(monitor={self.monitor_!r}): never logged at a validation{hint}{logged}")
+        improved, stop = self.rule_.ask(metrics[self.monitor_])
         self.improved_ = dict(metrics) if improved else None
         if stop and not improved and self.best_ is None:
             raise UserError(
-                f"EarlyStopping(monitor={self.monitor!r}): {metrics[self.monitor]} before it was ever finite, so"
+                f"EarlyStopping(monitor={self.monitor_!r}): {metrics[self.monitor_]} before it was ever finite, so"
                 " there is nothing to restore; lower the learning rate, or check the validation part"
             )
         return stop

@@ -191,6 +191,10 @@ class Schedule(Plugin):
             reason := plan.why_never_logged(self.monitor, "val", "train", "gap")
         ):
             yield Finding("error", self.name, f"monitor={self.monitor!r}: {reason}")
+        elif _waits(scheduler_class(self.kind)) and (
+            reason := plan.why_other_direction(self.monitor, self.options.get("mode", "min"))
+        ):
+            yield Finding("warning", self.name, f"monitor={self.monitor!r}: {reason} in options")
 
     def attach(self, core: Host) -> None:
         """Keep the core, whose trainer knows the length of an epoch."""

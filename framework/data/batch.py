@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from framework.data.trees import fields_of, items_of, map_leaves, rebuilt
+from framework.data.trees import fields_of, items_of, leaves_of, map_leaves, rebuilt
 from framework.errors import UserError
 
 _PARTS = ("input", "target")
@@ -214,7 +214,27 @@ def rest_of(batch: Any, whole: Collection[int] = ()) -> list[Any]:
 
 
 def size_of(batch: Any) -> int:
-    """Return the number of samples in a batch: length of its input, or of the first entry of a mapping without one."""
+    """Return the number of samples in a batch: the length of the first tensor in its input.
+
+    Of a mapping without ``"input"`` it is that of the first tensor in it.
+
+    Raises:
+        UserError: if there is no tensor, nor anything else with a length.
+    """
     if not isinstance(batch, (tuple, list)) and isinstance(batch, Mapping) and "input" not in batch:
-        return len(next(iter(batch.values())))
-    return len(input_of(batch))
+        first = batch
+    else:
+        first = input_of(batch)
+    if isinstance(first, Tensor) and first.ndim:
+        return len(first)
+    leaves = leaves_of(first)
+    tensor = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if tensor is not None:
+        return len(tensor)
+    try:
+        return len(first if isinstance(first, list) else leaves[0])
+    except (TypeError, IndexError) as error:
+        raise UserError(
+            f"a batch must hold a tensor with one row per sample; this one is {type(batch).__name__} without one: change"
+            " Data(collate=...), or override count in a subclass of Core"
+        ) from error

@@ -89,7 +89,7 @@ class Core(Objective):
             raise UserError(f"on_nonfinite={on_nonfinite!r}: must be 'stop' or 'skip'")
         super().__init__(model, loss, plugins, data, seed, compile)
         self.automatic_optimization = False
-        self.accumulate = accumulate
+        self.accumulate, self.monitor, self.mode = accumulate, monitor, mode
         self.recorder = Recorder(self, metrics or {}, monitor, mode)
         self.again = self._forward_kind(self)
         self.skips = Skips(self, self.recorder) if on_nonfinite == "skip" else None
@@ -246,8 +246,12 @@ class Core(Objective):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state to a checkpoint. A collective: every rank must call it."""
         checkpoint["framework"] = state_of_run(self, self.recorder, self._samples_per_step)
+        # "state_dict" is that of the network alone, which plain torch can load
+        state = checkpoint.get("state_dict", {})
+        beside = {name: state.pop(name) for name in list(state) if not name.startswith(self._prefix)}
+        checkpoint["framework"]["beside"] = beside
         if self.update.modes.trains:  # who reads the file without the optimizer wants the weights for evaluation
-            state, named = checkpoint["state_dict"], dict(self.model.named_parameters())
+            named = dict(self.model.named_parameters())
             found = {self._prefix + name: value for name, value in self.update.modes.for_evaluation(named).items()}
             checkpoint["framework"]["trained"] = {name: state[name] for name in found}
             state.update(found)
@@ -255,8 +259,11 @@ class Core(Objective):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the run's own state from a checkpoint."""
         self._within, self._before = restore_run(self, self.recorder, checkpoint)
-        if self.trainer.state.fn == "fit" and (trained := checkpoint["framework"].get("trained")):
-            checkpoint["state_dict"].update(trained)
+        kept = checkpoint["framework"]
+        trained = kept.get("trained") if self.trainer.state.fn == "fit" else None
+        for more in (kept.get("beside"), trained):
+            if more:
+                checkpoint["state_dict"].update(more)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -310,6 +317,7 @@ class Core(Objective):
         """
         metrics = self._evaluated("val")
         self.leave_evaluation()
+        self.recorder.tell_of_monitor()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             known = {name: float(value) for name, value in self.trainer.callback_metrics.items()} | metrics
             if self.answers.any("should_stop", known):

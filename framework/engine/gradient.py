@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from framework.data.loaders import Window
+from framework.data.means import is_uneven, may_be_uneven
 from framework.engine.forward import Forward
 from framework.engine.nonfinite import explain_nonfinite
 from framework.engine.objective import Objective
@@ -30,7 +31,7 @@ class Gradient:
 
     :math:`s_m` is micro-batch m's share of the step's samples (times the number of ranks, by which
     ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, also in a
-    short last window. A rank whose micro-batch is skipped adds zeros.
+    short last window. If J is a mean over something other than samples (``Core.count``), its share is of that. A rank whose micro-batch is skipped adds zeros.
 
     Args:
         objective: the objective to differentiate.
@@ -51,13 +52,18 @@ class Gradient:
         self._sharded = False
         self._buffers: list[Tensor] = []
         self._backward: Callable[[Tensor], None] = objective.manual_backward
-        self._counts_samples = True
+        self._counts, self._checks = "samples", True
 
     def prepare(self) -> None:
         """Choose how to run backward under the run's strategy; called once training starts."""
         objective, trainer = self._objective, self._objective.trainer
         precision = trainer.precision_plugin
-        self._counts_samples = type(objective).count is Objective.count
+        # with one micro-batch on one rank only logs depend on what an uneven loss is a mean over
+        own = type(objective).count is not Objective.count
+        several = objective.at.world > 1 or getattr(objective, "accumulate", 1) > 1
+        uneven = is_uneven(objective.loss) or (several and may_be_uneven(objective.loss))
+        self._counts = "own" if own else "uneven" if uneven else "samples"
+        self._checks = not own
         wrapped = trainer.strategy.model
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         check_shards(trainer, objective.model, type(objective).__name__)
@@ -89,7 +95,7 @@ class Gradient:
         counts = [objective.samples(batch) for batch in window.batches]
         if window.total is None:
             window = self._placed(window, sum(counts))
-        shares, sizes = self._shares(window, counts)
+        shares, sizes, ratios = self._shares(window, counts)
         last = len(window.batches) - 1
         step.micros, step.start, step.samples = last + 1, window.start, window.total or 0
         total: Tensor | None = None
@@ -97,9 +103,9 @@ class Gradient:
             step.micro, step.count = micro, counts[micro]
             if self._wrapper is not None and micro < last:
                 with self._wrapper.no_sync():
-                    value = self._micro_batch(batch, shares[micro], sizes[micro])
+                    value = self._micro_batch(batch, shares[micro], sizes[micro], ratios[micro])
             else:
-                value = self._micro_batch(batch, shares[micro], sizes[micro])
+                value = self._micro_batch(batch, shares[micro], sizes[micro], ratios[micro])
             if value is not None:
                 total = value if total is None else total + value
             step.start += step.count
@@ -119,26 +125,28 @@ class Gradient:
             counts = [int(one) for one in every]
         return window._replace(start=sum(counts[: step.rank]), total=sum(counts), samples=samples)
 
-    def _shares(self, window: Window, counts: list[int]) -> tuple[list[float], list[float]]:
+    def _shares(self, window: Window, counts: list[int]) -> tuple[list[float], list[float], list[float]]:
+        """Return each micro-batch's share of the samples, what its J is a mean over, and the share of J over that."""
         objective, world = self._objective, self._objective.at.world
-        if self._counts_samples:
-            if sum(counts) != window.samples:
-                sizes_seen = " and ".join(map(str, counts))
-                raise UserError(
-                    f"step {objective.at.index}: micro-batches of {sizes_seen} are made of {window.samples} samples; if"
-                    " J is a mean over something other than samples, override count in a subclass of Core"
-                )
-            sizes, total = [float(count) for count in counts], float(window.total or 0)
-        else:
-            sizes = [float(objective.count(batch)) for batch in window.batches]
-            total = sum(sizes)
-            if world > 1:
-                reduced = torch.tensor(total, dtype=torch.float64, device=objective.device)
-                torch.distributed.all_reduce(reduced)
-                total = float(reduced)
-        return [size * world / (total or 1.0) for size in sizes], sizes
+        if self._checks and sum(counts) != window.samples:
+            sizes_seen = " and ".join(map(str, counts))
+            raise UserError(
+                f"step {objective.at.index}: micro-batches of {sizes_seen} are made of {window.samples} samples; if"
+                " J is a mean over something other than samples, override count in a subclass of Core"
+            )
+        shares = [count * world / (window.total or 1) for count in counts]
+        if self._counts == "samples" or (self._counts == "uneven" and len(counts) == world == 1):
+            return shares, [float(count) for count in counts], [1.0] * len(counts)
+        sizes = [float(objective.count(batch)) for batch in window.batches]
+        total = sum(sizes)
+        if world > 1:
+            reduced = torch.tensor(total, dtype=torch.float64, device=objective.device)
+            torch.distributed.all_reduce(reduced)
+            total = float(reduced)
+        own = [size * world / (total or 1.0) for size in sizes]
+        return shares, sizes, [one / share for one, share in zip(own, shares, strict=True)]
 
-    def _micro_batch(self, raw: Any, share: float, size: float) -> Tensor | None:
+    def _micro_batch(self, raw: Any, share: float, size: float, ratio: float) -> Tensor | None:
         objective, step, answers = self._objective, self._objective.at, self._objective.answers
         batch = answers.fold("transform_batch", raw, step)
         step.batch = batch
@@ -151,8 +159,8 @@ class Gradient:
                 with torch.no_grad():
                     answers.notify("edit_weights", step)
             outcome = self._forward(batch)
-            if outcome.loss is not None:
-                total = self._total(outcome.loss, size, raw)
+            if outcome.loss is not None and size:
+                total = self._total(outcome.loss, size, ratio, raw)
             elif self._sharded:
                 raise UserError(
                     f"step {step.index}: a batch cannot be skipped (a loss of None) if parameters are sharded across"
@@ -173,10 +181,14 @@ class Gradient:
         self._recorder.see(outcome)
         return total.detach()
 
-    def _total(self, loss: Tensor, size: float, raw: Any) -> Tensor:
-        """Return J plus the plugins' terms, after checking them and adding them to the recorder."""
+    def _total(self, loss: Tensor, size: float, ratio: float, raw: Any) -> Tensor:
+        """Return J plus the plugins' terms, after checking them and adding them to the recorder.
+
+        The sum is to be weighted by the micro-batch's share of the samples, of which terms are means; ``ratio`` makes
+        that the share of J.
+        """
         objective, step, skips = self._objective, self._objective.at, self._skips
-        total = loss
+        total = loss if ratio == 1.0 else loss * ratio
         terms: dict[str, Tensor] = {"loss": loss}
         for tag, term in objective.answers.sum("penalty", step).items():
             if not isinstance(term, Tensor):
@@ -197,7 +209,12 @@ class Gradient:
             total = total + term
         if not total.requires_grad:
             raise UserError(f"step {step.index}: the loss has no gradient: it must depend on a trainable weight")
-        self._recorder.add(terms, size)
+        if size == step.count:
+            self._recorder.add(terms, size)
+        else:
+            self._recorder.add({"loss": terms.pop("loss")}, size)
+            self._recorder.add(terms, float(step.count))
+            terms = {"loss": loss, **terms}
         # on an accelerator, reading the value would make every step synchronize
         reads = skips is not None or loss.device.type == "cpu" or step.logged
         if reads and not math.isfinite(total.item()):

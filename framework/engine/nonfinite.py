@@ -45,6 +45,25 @@ def explain_nonfinite(
     return f"step {objective.at.index}: {subject} is {value}{reason}; {NonFiniteError.ADVICE}"
 
 
+def explain_evaluation(objective: Objective, stage: str, batch: Any, loss: Tensor) -> str:
+    """Explain in one line a loss of an evaluation that is not finite.
+
+    Args:
+        objective: the objective.
+        stage: ``"val"`` or ``"test"``.
+        batch: the batch.
+        loss: its loss.
+    """
+    causes = [f"the weight {name!r} is not finite"] if (name := finite_weights(objective.model)) else []
+    for part, read in (("input", input_of), ("target", target_of)):
+        row = _bad_row(_part(batch, read))
+        if row is not None:
+            causes.append(f"the {part} of row {row} of its batch is not finite")
+    reason = f": {', and '.join(causes)}" if causes else ""
+    words = {"val": "validation"}.get(stage, stage)
+    return f"{words}: the loss is {loss.item()}{reason}; the mean over all batches is then not finite either"
+
+
 def _weight(objective: Objective) -> str:
     """Return a clause on a weight that is not finite, and whether an edit caused it; empty if all are finite."""
     name = finite_weights(objective.model) if objective.at.world == 1 or not _evaluates_together(objective) else None

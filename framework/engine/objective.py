@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
 from framework.data.data import Data
+from framework.data.means import may_be_uneven, total_weight
 from framework.engine.sharding import data_mesh
 from framework.errors import UserError
 from framework.ops.buffers import keep_buffers
@@ -108,6 +109,11 @@ class Objective(pl.LightningModule):
         Returns:
             The outcome, or J alone as a scalar tensor.
         """
+        if isinstance(batch, (tuple, list)) and len(batch) > 2 and not hasattr(batch, "_fields"):
+            raise UserError(
+                f"a batch has {len(batch)} parts, of which only input and target are read; override compute_loss in a"
+                " subclass of Core to use the others, or leave them out: Data(collate=...)"
+            )
         prediction = self(input_of(batch))
         target = target_of(batch)
         return Outcome(self.data_loss(prediction, target), prediction, clean_target(target))
@@ -137,7 +143,14 @@ class Objective(pl.LightningModule):
         fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
     def count(self, batch: Any) -> int | Tensor:
-        """Return the number of elements that J averages over in this batch, by default its samples."""
+        """Return the number of elements that J averages over in this batch, by default its samples.
+
+        For a cross-entropy with class weights, or targets that it ignores, the sum of the weights that count.
+        """
+        if may_be_uneven(self.loss) and type(self).compute_loss is Objective.compute_loss:
+            weight = total_weight(self.loss, clean_target(target_of(batch)))
+            if weight is not None:
+                return weight
         return size_of(batch)
 
     def samples(self, batch: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torchmetrics import Metric
 from framework.data.batch import Outcome
 from framework.engine.meter import Meter, scalars
 from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
+from framework.engine.nonfinite import explain_evaluation
 from framework.engine.objective import Objective
 from framework.errors import NonFiniteError
 from framework.plugin.step import Step
@@ -60,7 +62,7 @@ class Recorder:
         self._held_numbers = 0
         self._log_every = 0
         self._pending: list[tuple[Mapping[str, Tensor], float] | Outcome] | None = None
-        self.validated = False
+        self.validated = self._told = False
         self.latest: dict[str, float] = {}
         self.history: list[Entry] = []
 
@@ -203,7 +205,11 @@ class Recorder:
         objective = self._objective
         outcome = Outcome.of(objective.compute_loss(batch), {"val": "validation"}.get(stage, stage))
         if outcome.loss is not None:
-            self._meters[stage].add("loss", outcome.loss.detach(), float(objective.count(batch)))
+            if outcome.loss.device.type == "cpu" and not self._told and not math.isfinite(outcome.loss.item()):
+                self._told = True
+                warnings.warn(explain_evaluation(objective, stage, batch, outcome.loss), stacklevel=2)
+            if size := float(objective.count(batch)):  # without one that counts, the mean of the batch is 0 / 0
+                self._meters[stage].add("loss", outcome.loss.detach(), size)
         if outcome.prediction is not None:
             for metric in self._metrics[stage].values():
                 metric.to(objective.device).update(outcome.prediction, outcome.target)
@@ -225,6 +231,16 @@ class Recorder:
             if stage == "val" and trainer.state.fn == "fit":
                 self.remember(metrics)
         return not trainer.sanity_checking
+
+    def tell_of_monitor(self) -> None:
+        """Warn, after the first validation, of a monitored metric that is not finite: no epoch is the best by it."""
+        value = self._objective.trainer.callback_metrics.get(self.monitor)
+        if len(self.history) == 1 and value is not None and not math.isfinite(value):
+            warnings.warn(
+                f"{self.monitor} is {float(value)} at the first validation; as long as it is not finite, there is no best"
+                " epoch",
+                stacklevel=2,
+            )
 
     def _compute(self, stage: str) -> dict[str, float]:
         values: dict[str, float] = {}

@@ -37,6 +37,7 @@ class Facts(Callback):
     requires: ClassVar[Relations] = {}
     conflicts: ClassVar[Relations] = {}
 
+    restores_best: ClassVar[bool] = False  # the network that is returned has the weights of the best epoch
     mixes_targets: ClassVar[bool] = False
     read_once: ClassVar[Collection[str]] = ()
 

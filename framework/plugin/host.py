@@ -52,6 +52,8 @@ class Host(Protocol):
         at: the current step.
         edits: saves weights before they are edited, and restores them.
         accumulate: number of micro-batches per optimizer step.
+        monitor: tag of the metric that determines the best epoch.
+        mode: ``"min"`` or ``"max"``: which way that metric is better.
     """
 
     model: nn.Module
@@ -60,6 +62,8 @@ class Host(Protocol):
     at: Step
     edits: WeightEdits
     accumulate: int
+    monitor: str
+    mode: str
 
     @property
     def plugins(self) -> Sequence[Facts]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
+from torchmetrics import Metric
 
 from framework.data.data import Data
 from framework.errors import did_you_mean
@@ -22,11 +24,12 @@ class Plan:
         options: the Trainer's options.
         data: the recipe's data.
         monitor: tag of the metric by which the best checkpoint is chosen.
-        metrics: names of the recipe's metrics.
+        mode: ``"min"`` or ``"max"``: which way that metric is better.
+        metrics: the recipe's metrics by name.
         open_tags: whether a core or a callback of the user's may log further tags, not known in advance.
 
     Attributes:
-        core, options, data, monitor, metrics, open_tags: as given.
+        core, options, data, monitor, mode, metrics, open_tags: as given.
     """
 
     def __init__(
@@ -36,13 +39,15 @@ class Plan:
         *,
         data: Data,
         monitor: str = "val/loss",
-        metrics: Collection[str] = (),
+        mode: str = "min",
+        metrics: Mapping[str, Metric] = MappingProxyType({}),
         open_tags: bool = False,
     ) -> None:
         self.core = core
         self.options = options
         self.data = data
         self.monitor = monitor
+        self.mode = mode
         self.metrics = metrics
         self.open_tags = open_tags
 
@@ -80,7 +85,27 @@ class Plan:
             return 0
         every = self.options.get("check_val_every_n_epoch", 1) or 1
         within = self.options.get("val_check_interval") or 1.0
+        if not isinstance(within, (int, float)):  # a time: nobody knows how many steps it takes
+            return math.inf
         return self.epochs / every / (within if isinstance(within, float) else within / self._steps_an_epoch)
+
+    def why_other_direction(self, tag: str, mode: str) -> str | None:
+        """Return the reason why ``mode`` is the wrong way for a monitored tag, or None if it may be right.
+
+        A torchmetrics metric says by ``higher_is_better`` which way is better; of losses, less is.
+
+        Args:
+            tag: the monitored tag, such as ``"val/accuracy"``.
+            mode: ``"min"`` or ``"max"``.
+        """
+        stage, _, name = tag.partition("/")
+        if stage not in ("val", "train"):
+            return None
+        higher = False if name == "loss" else getattr(self.metrics.get(name), "higher_is_better", None)
+        if higher is None or higher is (mode == "max"):
+            return None
+        better, right = ("higher", "max") if higher else ("lower", "min")
+        return f"{better} values of {tag} are better, but mode={mode!r}; give mode={right!r}"
 
     def why_never_logged(self, tag: str, *stages: str) -> str | None:
         """Return the reason why a monitored tag will never be logged, or None if it may be.

@@ -63,6 +63,7 @@ def plan_of(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> Plan:
         options,
         data=recipe.data,
         monitor=recipe.monitor,
+        mode=recipe.mode,
         metrics=recipe.metrics,
         open_tags=type(core) is not Core or listening,
     )
@@ -107,6 +108,8 @@ def _monitor(plan: Plan) -> Iterator[Finding]:
         return  # the default monitor, in a run without a best epoch
     if reason := plan.why_never_logged(tag, "val", "train", "gap"):
         yield Finding("error", "recipe", f"monitor={tag!r}: {reason}")
+    elif reason := plan.why_other_direction(tag, plan.mode):
+        yield Finding("warning", "recipe", f"monitor={tag!r}: {reason}")
 
 
 def _mixing(plan: Plan) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from framework.checkpoint.folder import RunFolder
 from framework.engine.core import Core
 from framework.errors import UserError
+from framework.plugin.plugin import Plugin
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, RunSpec, Source
 from framework.run.caller import as_alone
@@ -58,9 +60,23 @@ def _evaluate(kind: str, recipe: Source | Run, **overrides: Any) -> Any:
         if overrides:
             raise UserError(f"{kind}(run): a Run takes no further arguments; received {', '.join(overrides)}")
         options = {**recipe.recipe.trainer}
+        _tell_of_weights(kind, recipe)
         with as_alone(recipe.core.seed):
             return _run_trainer(kind, recipe.core, recipe.recipe, options, None)
     return _evaluate_folder(kind, recipe, **overrides)
+
+
+def _tell_of_weights(kind: str, run: Run) -> None:
+    """Warn if a run's network is not that of the best epoch, of which ``run.metrics`` are."""
+    restored = any(isinstance(one, Plugin) and one.restores_best for one in run.recipe.plugins)
+    if run.best_epoch is None or run.best_epoch + 1 == run.epochs or restored or run.phases:
+        return
+    better = f"{kind}(recipe, run=run.folder)" if run.folder is not None else "train with logs=..., which keeps best.ckpt,"
+    warnings.warn(
+        f"{kind}(run): the weights of the last epoch ({run.epochs}) are evaluated; run.metrics are of the best epoch"
+        f" ({run.best_epoch + 1}): {better} or add EarlyStopping, which restores its weights",
+        stacklevel=5,
+    )
 
 
 def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **overrides: Any) -> Any:

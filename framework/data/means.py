@@ -1,0 +1,68 @@
+"""What a loss is a mean over: samples, or the weights of the targets that count."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
+_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+_IGNORED = -100  # torch's default of ignore_index
+
+
+def option_of(loss: Any, name: str, default: Any = None) -> Any:
+    """Return an option of a loss: the attribute of a module, or the keyword of a ``functools.partial``.
+
+    Example:
+        >>> option_of(nn.MSELoss(reduction="sum"), "reduction"), option_of(F.mse_loss, "reduction")
+        ('sum', None)
+    """
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get(name, default)
+    return getattr(loss, name, default)
+
+
+def may_be_uneven(loss: Any) -> bool:
+    """Return whether a loss may be a mean over something other than samples: cross-entropy of classes, a mean.
+
+    Args:
+        loss: the recipe's loss, None if a core has its own.
+    """
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    known = isinstance(function, _CLASSES) or any(function is one for one in _FUNCTIONS)
+    return known and option_of(loss, "reduction", "mean") == "mean"
+
+
+def is_uneven(loss: Any) -> bool:
+    """Return whether a loss surely is such a mean: with class weights, or with a class that is ignored."""
+    if not may_be_uneven(loss):
+        return False
+    return option_of(loss, "weight") is not None or option_of(loss, "ignore_index", _IGNORED) != _IGNORED
+
+
+def total_weight(loss: Any, target: Any) -> Tensor | None:
+    r"""Return what a cross-entropy with class weights or ignored targets divides by, None if that is the samples.
+
+    .. math:: J = \frac{1}{\sum_n w_{y_n}} \sum_n w_{y_n} \ell_n, \qquad w_{y_n} = 0 \text{ if } y_n \text{ is ignored}
+
+    Args:
+        loss: the loss.
+        target: class indices of any shape; for probabilities of classes torch divides by the samples.
+
+    Example:
+        >>> total_weight(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), torch.tensor([0, 1, 1]))
+        tensor(7.)
+        >>> total_weight(nn.CrossEntropyLoss(ignore_index=1), torch.tensor([0, 1, 1]))
+        tensor(1)
+    """
+    if not may_be_uneven(loss) or not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
+        return None
+    counts = target != option_of(loss, "ignore_index", _IGNORED)
+    weight = option_of(loss, "weight")
+    if weight is not None:
+        return weight.to(target.device)[target.where(counts, 0)].where(counts, 0.0).sum()
+    return None if bool(counts.all()) else counts.sum()
