@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 
 def is_first() -> bool:

@@ -88,7 +88,13 @@ class Checkpoints(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the best value, the seconds so far, the lengths of the event files, and the steps before a phase."""
         best = self._best if self._found is None else self._found
-        return {"best": best, "monitor": self._monitor, "seconds": self.seconds, "events": self._events, "after": self._after}
+        return {
+            "best": best,
+            "monitor": self._monitor,
+            "seconds": self.seconds,
+            "events": self._events,
+            "after": self._after,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best value and the seconds."""

@@ -5,8 +5,10 @@ Nothing heavy is imported before a recipe is loaded, so that ``--help`` is insta
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from framework.cli.commands import check, list_plugins, run_with_recipe
 from framework.cli.flags import COMMANDS, PROG
@@ -26,11 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 on Ctrl-C, 143 on SIGTERM.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with a closed descriptor: nobody reads the lines
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open as long as the process
     try:
         return _run(args)
     except UserError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has ended
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+        return 1
     except KeyboardInterrupt as interrupt:
         return 128 + getattr(interrupt, "number", 2)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a loss is a mean over: samples, or the weights of the targets that count."""
+"""What a loss is a mean over: samples, the weights of the targets that count, or pairs that nobody meant."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _FUNCTIONS = (F.cross_entropy, F.nll_loss)
+_ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+_ELEMENTWISE_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 _IGNORED = -100  # torch's default of ignore_index
 
 
@@ -64,5 +66,35 @@ def total_weight(loss: Any, target: Any) -> Tensor | None:
     counts = target != option_of(loss, "ignore_index", _IGNORED)
     weight = option_of(loss, "weight")
     if weight is not None:
-        return weight.to(target.device)[target.where(counts, 0)].where(counts, 0.0).sum()
+        total: Tensor = weight.to(target.device)[target.where(counts, 0)].where(counts, 0.0).sum()
+        return total
     return None if bool(counts.all()) else counts.sum()
+
+
+def is_elementwise(loss: Any) -> bool:
+    """Return whether a loss compares prediction and target entry by entry, such as torch's squared error."""
+    function = loss.func if isinstance(loss, functools.partial) else loss
+    return isinstance(function, _ELEMENTWISE) or any(function is one for one in _ELEMENTWISE_FUNCTIONS)
+
+
+def why_not_alike(prediction: Any, target: Any) -> str:
+    """Return why an element-wise loss cannot compare a prediction with a target, empty if it can.
+
+    Torch would broadcast different shapes, and compare each prediction with every target.
+
+    Args:
+        prediction: the network's output.
+        target: the target.
+
+    Example:
+        >>> why_not_alike(torch.zeros(8, 1), torch.zeros(8))
+        'the prediction has shape (8, 1) and the target (8,), which the loss would broadcast to (8, 8)'
+    """
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or prediction.shape == target.shape:
+        return ""
+    problem = f"the prediction has shape {tuple(prediction.shape)} and the target {tuple(target.shape)}"
+    try:
+        whole = tuple(torch.broadcast_shapes(prediction.shape, target.shape))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return problem
+    return f"{problem}, which the loss would broadcast to {whole}"

@@ -227,6 +227,8 @@ class Core(Objective):
         self.recorder.begin_step(step)
         self.answers.notify("begin_step", step)
         self.update(window)
+        if self.observers.silent is not None:
+            self.observers.end_first_step(compiled=bool(self._compile))
         step.index += 1
         if self._logged_before:
             add_logged(self.trainer.fit_loop.epoch_loop._results, self._logged_before)

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
 from framework.data.data import Data
-from framework.data.means import may_be_uneven, total_weight
+from framework.data.means import is_elementwise, may_be_uneven, total_weight, why_not_alike
+from framework.engine.lazy import materialize
 from framework.engine.sharding import data_mesh
+from framework.engine.whole import loss_over_training
 from framework.errors import UserError
 from framework.ops.buffers import keep_buffers
 from framework.ops.patterns import Patterns
@@ -72,6 +74,9 @@ class Objective(pl.LightningModule):
         self.data = data
         self.seed = seed
         self.loss = loss
+        object.__setattr__(self, "_network", model)
+        self._compares_shapes = is_elementwise(loss)
+        materialize(self, model)
         self.model = self.answers.fold("prepare_model", model)
         self.edits = WeightEdits()
         # not `step`: subclasses and Lightning use short names for methods
@@ -124,6 +129,8 @@ class Objective(pl.LightningModule):
             raise UserError(
                 f"{type(self).__name__} has no loss: give Recipe(loss=...), or override compute_loss in a subclass"
             )
+        if self._compares_shapes and (problem := why_not_alike(prediction, target)):
+            raise UserError(f"{problem}: give both the same shape, such as y[:, None]")
         return loss_of(self.loss, prediction, target)
 
     def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
@@ -249,32 +256,9 @@ class Objective(pl.LightningModule):
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def training_loss(self) -> float:
-        """Compute J over the training part at the evaluation weights; every rank computes the whole mean.
-
-        In evaluation mode and without transforms, unlike ``train/loss``, which is a mean over steps with different
-        weights. Called after training ended.
-        """
-        trainer, device = self.trainer, self.trainer.strategy.root_device
-        self.remember_modes()
-        modes = [(layer, layer.training) for layer in self.modules()]
-        self.to(device).eval()  # Lightning moves a network off its device when training ends
-        total = size = 0.0
-        try:
-            with self.evaluation(), trainer.precision_plugin.val_step_context():
-                for batch in self._data.eval_loader("train"):
-                    batch = self.transfer_batch_to_device(trainer.precision_plugin.convert_input(batch), device, 0)
-                    outcome: Any = self.compute_loss(batch)
-                    loss = getattr(outcome, "loss", outcome)  # a subclass may return J alone
-                    if loss is not None:
-                        count = float(self.count(batch))
-                        total, size = total + float(loss) * count, size + count
-        finally:
-            self.cpu()
-            for layer, mode in modes:
-                layer.training = mode
-        return total / size
+        """Compute J over the training part at the evaluation weights, after training ended."""
+        return loss_over_training(self, self._data)
 
     def remember_modes(self) -> None:
         """Remember the mode of each layer, which is that of training until the network is evaluated."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from framework.errors import UserError
+from framework.errors import UserError, some
 from framework.ops.patterns import Patterns, select_layers
 from framework.plugin.plugin import Plugin
 from framework.plugin.step import Step
@@ -28,6 +30,9 @@ class Observers:
         self._model = model
         self._step = step
         self._watchers: dict[str, list[Plugin]] = {}
+        # layers without an output, or whose output no gradient has reached, in the first step; None after it
+        self.silent: set[str] | None = set()
+        self.unread: set[str] = set()
 
     def watch(self, plugin: Plugin, patterns: Patterns) -> dict[str, nn.Module]:
         """Register a plugin at the layers that match, and return these layers by name."""
@@ -35,10 +40,33 @@ class Observers:
         for name, layer in layers.items():
             if name not in self._watchers:
                 self._watchers[name] = []
+                if self.silent is not None:
+                    self.silent.add(name)
                 layer.register_forward_hook(_Hook(self, name, self._watchers[name], self._step))
             if plugin not in self._watchers[name]:
                 self._watchers[name].append(plugin)
         return layers
+
+    def end_first_step(self, *, compiled: bool) -> None:
+        """Warn of layers that plugins chose in vain: those without an output so far, or with one that nobody reads.
+
+        Args:
+            compiled: whether the network is compiled, in which nobody can tell.
+        """
+        silent, self.silent = self.silent or set(), None
+        if compiled:
+            return
+        for names, what in (
+            (silent, "gave no output"),
+            (self.unread - silent, "gave an output that the loss is not of"),
+        ):
+            plugins = {plugin.describe(): None for name in names for plugin in self._watchers[name]}
+            if names:
+                warnings.warn(
+                    f"{' and '.join(plugins)}: {some(sorted(names))} {what} in the first step, where the plugin so far has"
+                    " no effect: a network may use a layer's weight without calling the layer; choose another layer",
+                    stacklevel=2,
+                )
 
     def of(self, layer: str) -> list[Plugin]:
         """Return the plugins registered at a layer, in the order in which they are called."""
@@ -70,7 +98,16 @@ class _Hook:
     def _fold(self, x: Tensor) -> Tensor:
         for plugin in self._watchers:
             x = plugin.transform_activation(x, self._layer, self._step)
+        observers = self._observers
+        if not torch.compiler.is_compiling() and observers.silent is not None:
+            observers.silent.discard(self._layer)
+            if x.requires_grad:
+                observers.unread.add(self._layer)
+                x.register_hook(self._read)
         return x
+
+    def _read(self, gradient: Tensor) -> None:
+        self._observers.unread.discard(self._layer)
 
     def __reduce__(self) -> Any:
         return _nobody, ()

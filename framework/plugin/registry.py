@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.errors import UserError, did_you_mean, one_line
@@ -42,6 +44,11 @@ class Registered:
             kind = entry.load()
         # any exception: one broken distribution must not hide the others
         except Exception as error:
+            if (shadow := _in_the_way(self.target)) is not None:
+                raise UserError(
+                    f"plugin {self.name!r} of {self.distribution} cannot be imported: {shadow} stands in the way of the"
+                    f" package {self.target.partition('.')[0]!r}; rename it, or start from another folder"
+                ) from error
             raise UserError(
                 f"plugin {self.name!r} of {self.distribution} cannot be imported from {self.target}:"
                 f" {type(error).__name__}: {one_line(error)}"
@@ -51,6 +58,18 @@ class Registered:
                 f"plugin {self.name!r} of {self.distribution}: {self.target} is not a subclass of framework.Plugin"
             )
         return kind
+
+
+def _in_the_way(target: str) -> str | None:
+    """Return the user's file or folder that Python finds in place of a plugin's package, None if there is none."""
+    package = target.partition(":")[0].partition(".")[0]
+    found = Path.cwd() / f"{package}.py"
+    folder = Path.cwd() / package
+    for one in (found, folder):
+        loaded = getattr(sys.modules.get(package), "__file__", None)
+        if one.exists() and (loaded is None or Path(loaded).is_relative_to(Path.cwd())):
+            return str(one)
+    return None
 
 
 def registered() -> list[Registered]:

@@ -71,7 +71,9 @@ def _tell_of_weights(kind: str, run: Run) -> None:
     restored = any(isinstance(one, Plugin) and one.restores_best for one in run.recipe.plugins)
     if run.best_epoch is None or run.best_epoch + 1 == run.epochs or restored or run.phases:
         return
-    better = f"{kind}(recipe, run=run.folder)" if run.folder is not None else "train with logs=..., which keeps best.ckpt,"
+    better = (
+        f"{kind}(recipe, run=run.folder)" if run.folder is not None else "train with logs=..., which keeps best.ckpt,"
+    )
     warnings.warn(
         f"{kind}(run): the weights of the last epoch ({run.epochs}) are evaluated; run.metrics are of the best epoch"
         f" ({run.best_epoch + 1}): {better} or add EarlyStopping, which restores its weights",

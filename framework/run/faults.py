@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from framework.engine.mistakes import explain_mistake
 from framework.errors import UserError
 from framework.plugin.blame import name_plugin
 
@@ -33,8 +34,16 @@ def faults(core: Core) -> Iterator[None]:
     except Exception as error:
         if (message := _death_of_worker(error, core)) is not None:
             raise UserError(message) from error
-        name_plugin(error)
+        if name_plugin(error) is None and (line := explain_mistake(core.model, error)) is not None:
+            raise UserError(f"{_when(core)}{line}") from error
         raise
+
+
+def _when(core: Core) -> str:
+    trainer = core._trainer
+    if trainer is None or not trainer.training:
+        return "" if trainer is None else "in evaluation: "
+    return f"step {core.at.index}: "
 
 
 def _death_of_worker(error: Exception, core: Core) -> str | None:
