@@ -135,12 +135,13 @@ class EarlyStopping(Plugin):
         monitor, mode = self._watched(plan.monitor, plan.mode)
         if reason := plan.why_never_logged(monitor, "val"):
             yield Finding("error", self.name, f"monitor={monitor!r}: {reason}")
+            return
         if reason := plan.why_other_direction(monitor, mode):
             yield Finding("warning", self.name, f"monitor={monitor!r}: {reason}")
         if monitor != plan.monitor:
             message = (
-                f"monitor={monitor!r}, while the recipe's is {plan.monitor!r}: the network that is returned is the best by"
-                " the first, run.metrics and best.ckpt are of the best epoch by the second; give Recipe(monitor=...)"
+                f"monitor={monitor!r}, while the recipe's is {plan.monitor!r}: the network that is returned is the best"
+                " by the first, run.metrics and best.ckpt are of the best epoch by the second; give Recipe(monitor=...)"
             )
             yield Finding("warning", self.name, message)
         earliest, last = self.patience + 1, plan.validations

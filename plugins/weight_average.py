@@ -58,7 +58,7 @@ def average_(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float
 
 
 def _keeps_statistics(layer: nn.Module) -> bool:
-    """Return whether a layer's running statistics are updated by a forward pass, which those of a frozen one are not."""
+    """Return whether a forward pass updates a layer's running statistics, which it does not if they are frozen."""
     norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
     return norm and layer.training and bool(layer.track_running_stats)
 

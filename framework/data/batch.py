@@ -235,6 +235,6 @@ def size_of(batch: Any) -> int:
         return len(first if isinstance(first, list) else leaves[0])
     except (TypeError, IndexError) as error:
         raise UserError(
-            f"a batch must hold a tensor with one row per sample; this one is {type(batch).__name__} without one: change"
-            " Data(collate=...), or override count in a subclass of Core"
+            f"a batch must hold a tensor with one row per sample; this one is {type(batch).__name__} without one:"
+            " change Data(collate=...), or override count in a subclass of Core"
         ) from error

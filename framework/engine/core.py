@@ -17,6 +17,7 @@ from framework.data.loaders import EvalLoader, TrainLoader, Window
 from framework.data.ready import WindowLoader
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient
+from framework.engine.history import warn_of_first
 from framework.engine.logged import add_logged
 from framework.engine.objective import Objective
 from framework.engine.recorder import Recorder
@@ -281,21 +282,6 @@ class Core(Objective):
         """Return the network's output for one batch."""
         return self(input_of(batch))
 
-    def on_validation_model_eval(self) -> None:
-        """Remember the modes of training, and switch to evaluation."""
-        self.remember_modes()
-        super().on_validation_model_eval()
-
-    def on_test_model_eval(self) -> None:
-        """Remember the modes of training, and switch to evaluation."""
-        self.remember_modes()
-        super().on_test_model_eval()
-
-    def on_predict_model_eval(self) -> None:
-        """Remember the modes of training, and switch to evaluation."""
-        self.remember_modes()
-        super().on_predict_model_eval()
-
     def on_validation_start(self) -> None:
         """Switch to the evaluation weights, after freeing the gradients, which the next step drops anyway."""
         if self.trainer.state.fn == "fit":
@@ -319,7 +305,7 @@ class Core(Objective):
         """
         metrics = self._evaluated("val")
         self.leave_evaluation()
-        self.recorder.tell_of_monitor()
+        warn_of_first(self.recorder.history, self.recorder.monitor)
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             known = {name: float(value) for name, value in self.trainer.callback_metrics.items()} | metrics
             if self.answers.any("should_stop", known):

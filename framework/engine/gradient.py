@@ -31,7 +31,8 @@ class Gradient:
 
     :math:`s_m` is micro-batch m's share of the step's samples (times the number of ranks, by which
     ``DistributedDataParallel`` divides), so that k micro-batches, or ranks, give the gradient of one batch, also in a
-    short last window. If J is a mean over something other than samples (``Core.count``), its share is of that. A rank whose micro-batch is skipped adds zeros.
+    short last window. If J is a mean over something other than samples (``Core.count``), its share is of that. A rank
+    whose micro-batch is skipped adds zeros.
 
     Args:
         objective: the objective to differentiate.

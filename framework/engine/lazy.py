@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from framework.data.data import Data
+from framework.engine.layer_modes import LayerModes, put
 from framework.errors import UserError, one_line
-from framework.plugin.host import Host
 
 
-def materialize(objective: Host, model: nn.Module) -> None:
+def materialize(objective: Any, data: Data | None, model: nn.Module) -> None:
     """Evaluate the network on one training batch if it has lazy layers; modes and buffers of others stay as they are.
 
     Args:
-        objective: the objective, whose ``compute_loss`` tells how the network is called.
+        objective: the :class:`framework.engine.objective.Objective`, whose ``compute_loss`` calls the network.
+        data: its data.
         model: the network, which may be changed in place.
 
     Raises:
@@ -22,11 +26,10 @@ def materialize(objective: Host, model: nn.Module) -> None:
     """
     if not any(is_lazy(one) for one in (*model.parameters(), *model.buffers())):
         return
-    modes = [(layer, layer.training) for layer in model.modules()]
+    modes = LayerModes(model).present()
     model.eval()
     try:
         with torch.no_grad():
-            data = objective.data
             if data is None or data.samples("train") is None:
                 raise UserError("the data have no samples to call it on")
             objective.compute_loss(next(iter(data.eval_loader("train"))))
@@ -36,5 +39,4 @@ def materialize(objective: Host, model: nn.Module) -> None:
             " network once on a batch before Recipe(model=...), or write the layers' sizes"
         ) from error
     finally:
-        for layer, mode in modes:
-            layer.training = mode
+        put(modes)

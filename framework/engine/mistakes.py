@@ -68,8 +68,8 @@ def _one_sample(found: re.Match[str], where: str, given: str) -> str:
 def _width(found: re.Match[str], where: str, given: str) -> str:
     rows, width, takes, gives = found.groups()
     return (
-        f"{where} takes {takes} features and got {width} (matrices of {rows} x {width} and {takes} x {gives}): change the"
-        " layer's width, or the data's"
+        f"{where} takes {takes} features and got {width} (matrices of {rows} x {width} and {takes} x {gives}): change"
+        " the layer's width, or the data's"
     )
 
 
@@ -103,22 +103,22 @@ def _token(found: re.Match[str], where: str, given: str) -> str:
 
 def _target_type(found: re.Match[str], where: str, given: str) -> str:
     return (
-        f"{where} was given a target of the wrong type ({found[0]}){given}: cross-entropy takes class indices (y.long()),"
-        " or probabilities of classes; regression and binary losses take floats (y.float())"
+        f"{where} was given a target of the wrong type ({found[0]}){given}: cross-entropy takes class indices"
+        " (y.long()), or probabilities of classes; regression and binary losses take floats (y.float())"
     )
 
 
 def _target_shape(found: re.Match[str], where: str, given: str) -> str:
     return (
-        f"{where} was given a prediction and a target that do not fit{given}: {found[0]}; give both the same shape, such"
-        " as y[:, None]"
+        f"{where} was given a prediction and a target that do not fit{given}: {found[0]}; give both the same shape,"
+        " such as y[:, None]"
     )
 
 
 def _lazy(found: re.Match[str], where: str, given: str) -> str:
     return (
-        "the network has lazy layers whose shapes are still unknown: call it once on a batch before Recipe(model=...), or"
-        " write their sizes"
+        "the network has lazy layers whose shapes are still unknown: call it once on a batch before Recipe(model=...),"
+        " or write their sizes"
     )
 
 
@@ -134,6 +134,7 @@ _MISTAKES: tuple[tuple[str, _Explain], ...] = (
     (r"Target (-?\d+) is out of bounds", _label),
     (r"index out of range in self", _token),
     (r"expected scalar type Long but found \w+", _target_type),
+    (r"expected target dtype to be Long or Byte, but got \w+", _target_type),
     (r"Expected floating point type for target with class probabilities, got \w+", _target_type),
     (r"result type \w+ can't be cast to the desired output type \w+", _target_type),
     (r"Found dtype Long but expected \w+", _target_type),

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
 from framework.data.data import Data
 from framework.data.means import is_elementwise, may_be_uneven, total_weight, why_not_alike
+from framework.engine.layer_modes import LayerModes
 from framework.engine.lazy import materialize
 from framework.engine.sharding import data_mesh
 from framework.engine.whole import loss_over_training
@@ -76,7 +77,7 @@ class Objective(pl.LightningModule):
         self.loss = loss
         object.__setattr__(self, "_network", model)
         self._compares_shapes = is_elementwise(loss)
-        materialize(self, model)
+        materialize(self, data, model)
         self.model = self.answers.fold("prepare_model", model)
         self.edits = WeightEdits()
         # not `step`: subclasses and Lightning use short names for methods
@@ -85,7 +86,7 @@ class Objective(pl.LightningModule):
         self.observers = Observers(self.model, self.at)
         self._compile = compile
         self._attached = False
-        self._modes: list[tuple[nn.Module, bool]] = []
+        self.layer_modes = LayerModes(self)
         self._evaluating: AbstractContextManager[None] | None = None
         # kept out of nn.Module's registry: the compiled network shares the model's parameters
         object.__setattr__(self, "_network", self.model)
@@ -260,21 +261,15 @@ class Objective(pl.LightningModule):
         """Compute J over the training part at the evaluation weights, after training ended."""
         return loss_over_training(self, self._data)
 
-    def remember_modes(self) -> None:
-        """Remember the mode of each layer, which is that of training until the network is evaluated."""
-        self._modes = [(layer, layer.training) for layer in self.modules()]
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all layers, after remembering which of them train."""
+        if self.training and not mode:
+            self.layer_modes.remember()
+        return super().train(mode)
 
-    @contextmanager
-    def as_in_training(self) -> Iterator[None]:
+    def as_in_training(self) -> AbstractContextManager[None]:
         """Return a context in which every layer has the mode that it trains in; frozen layers stay in evaluation."""
-        present = [(layer, layer.training) for layer in self.modules()]
-        for layer, mode in self._modes or present:
-            layer.training = mode
-        try:
-            yield
-        finally:
-            for layer, mode in present:
-                layer.training = mode
+        return self.layer_modes.as_in_training()
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

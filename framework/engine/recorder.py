@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from framework.data.batch import Outcome
+from framework.engine.history import Entry, best_of
 from framework.engine.meter import Meter, scalars
 from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
 from framework.engine.nonfinite import explain_evaluation
@@ -21,14 +22,6 @@ from framework.plugin.step import Step
 
 _STAGES = ("train", "val", "test")
 _HELD = 1 << 20  # the training metrics are updated once this many predicted numbers are buffered
-
-
-class Entry(NamedTuple):
-    """Metrics by tag of an epoch or of a validation within it, with the number of optimizer steps done before it."""
-
-    epoch: int
-    step: int
-    metrics: dict[str, float]
 
 
 class Recorder:
@@ -54,7 +47,7 @@ class Recorder:
 
     def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
         self._objective = objective
-        self.monitor, self._choose = monitor, min if mode == "min" else max
+        self.monitor, self._mode = monitor, mode
         self._metrics = {stage: {name: metric.clone() for name, metric in metrics.items()} for stage in _STAGES}
         self._meters = {stage: Meter() for stage in _STAGES}
         self._epoch: dict[str, tuple[float, float]] = {}
@@ -204,12 +197,12 @@ class Recorder:
         """Evaluate one batch of validation or test and add it to the means and metrics."""
         objective = self._objective
         outcome = Outcome.of(objective.compute_loss(batch), {"val": "validation"}.get(stage, stage))
-        if outcome.loss is not None:
+        size = 0.0 if outcome.loss is None else float(objective.count(batch))
+        if outcome.loss is not None and size:  # the mean of a batch in which nothing counts is 0 / 0
             if outcome.loss.device.type == "cpu" and not self._told and not math.isfinite(outcome.loss.item()):
                 self._told = True
                 warnings.warn(explain_evaluation(objective, stage, batch, outcome.loss), stacklevel=2)
-            if size := float(objective.count(batch)):  # without one that counts, the mean of the batch is 0 / 0
-                self._meters[stage].add("loss", outcome.loss.detach(), size)
+            self._meters[stage].add("loss", outcome.loss.detach(), size)
         if outcome.prediction is not None:
             for metric in self._metrics[stage].values():
                 metric.to(objective.device).update(outcome.prediction, outcome.target)
@@ -232,16 +225,6 @@ class Recorder:
                 self.remember(metrics)
         return not trainer.sanity_checking
 
-    def tell_of_monitor(self) -> None:
-        """Warn, after the first validation, of a monitored metric that is not finite: no epoch is the best by it."""
-        value = self._objective.trainer.callback_metrics.get(self.monitor)
-        if len(self.history) == 1 and value is not None and not math.isfinite(value):
-            warnings.warn(
-                f"{self.monitor} is {float(value)} at the first validation; as long as it is not finite, there is no best"
-                " epoch",
-                stacklevel=2,
-            )
-
     def _compute(self, stage: str) -> dict[str, float]:
         values: dict[str, float] = {}
         for name, metric in self._metrics[stage].items():
@@ -255,8 +238,7 @@ class Recorder:
     @property
     def best(self) -> Entry | None:
         """The first entry of the history with the best monitored metric; None if that was never finite."""
-        known = [entry for entry in self.history if math.isfinite(entry.metrics.get(self.monitor, math.nan))]
-        return self._choose(known, key=lambda entry: entry.metrics[self.monitor]) if known else None
+        return best_of(self.history, self.monitor, self._mode)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 

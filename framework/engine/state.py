@@ -10,9 +10,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Timer
 
+from framework.engine.history import Entry
 from framework.engine.logged import state_of_logged
 from framework.engine.objective import Objective
-from framework.engine.recorder import Entry, Recorder
+from framework.engine.recorder import Recorder
 from framework.errors import UserError
 
 

@@ -29,8 +29,8 @@ from framework.settings import Positive, problem_of
 class Update:
     """Makes one optimizer step from one window.
 
-    Manual optimization in Lightning does not unscale, clip or step schedulers, so all of it is done here, in this
-    order: gradient, unscale, terms on weights, the plugins' transforms, clip, update, schedule.
+    Manual optimization in Lightning leaves this to the module, in this order: gradient, unscale, terms on weights, the
+    plugins' transforms, clip, update, schedule.
 
     Args:
         objective: the objective, whose weights are updated.
@@ -56,8 +56,7 @@ class Update:
         clip: tuple[float | None, str | None],
     ) -> None:
         self._objective, self._step, self._answers = objective, objective.at, objective.answers
-        self._gradient, self._forward, self._skips = gradient, forward, skips
-        self.monitor = "val/loss"
+        self._gradient, self._forward, self._skips, self.monitor = gradient, forward, skips, "val/loss"
         self._clip_value, self._clip_algorithm = clip[0], clip[1] or "norm"
         if self._clip_algorithm not in ("norm", "value"):
             raise UserError(f"gradient_clip_algorithm={clip[1]!r}: must be 'norm' or 'value'")
@@ -288,13 +287,10 @@ class Update:
                 metrics = self._objective.trainer.callback_metrics
                 if self.monitor not in metrics:
                     raise UserError(
-                        f"monitor={self.monitor!r} of the plateau schedule is never logged{_known(metrics)}"
+                        f"monitor={self.monitor!r} of the plateau schedule is never logged; use one of:"
+                        f" {', '.join(sorted(metrics))}"
                     )
                 config.scheduler.step(float(metrics[self.monitor]))
-
-
-def _known(metrics: Any) -> str:
-    return f"; use one of: {', '.join(sorted(metrics))}"
 
 
 def _notify(one: Any, hook: str, module: pl.LightningModule, optimizer: Optimizer) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from framework.data.data import Data
+from framework.engine.layer_modes import put
 
 
 @torch.no_grad()
@@ -21,8 +22,7 @@ def loss_over_training(objective: Any, data: Data) -> float:
         data: its data.
     """
     trainer, device = objective.trainer, objective.trainer.strategy.root_device
-    objective.remember_modes()
-    modes = [(layer, layer.training) for layer in objective.modules()]
+    modes = objective.layer_modes.present()
     objective.to(device).eval()  # Lightning moves a network off its device when training ends
     total = size = 0.0
     try:
@@ -36,6 +36,5 @@ def loss_over_training(objective: Any, data: Data) -> float:
                     total, size = total + float(loss) * count, size + count
     finally:
         objective.cpu()
-        for layer, mode in modes:
-            layer.training = mode
+        put(modes)
     return total / size

@@ -71,7 +71,7 @@ def _changing_mode(module: Any, hook: str) -> Callable[[Any], None]:
 
     def change(core: Any) -> None:
         if hook.endswith("_eval"):
-            core.remember_modes()
+            core.layer_modes.remember()
         core.training = hook.endswith("_train")
         getattr(module, hook)()
 

@@ -75,6 +75,12 @@ def _first_argument(frame: FrameType) -> Any:
     return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
 
 
+def step_of(trace: TracebackType | None) -> str:
+    """Return ``"step N: "`` if a traceback is from within an optimizer step, else an empty text."""
+    at = _step(trace)
+    return f"{at.removeprefix(' at ')}: " if at else ""
+
+
 def _step(trace: TracebackType | None) -> str:
     for frame, _ in traceback.walk_tb(trace):
         if frame.f_code.co_name == "training_step" and isinstance(core := _first_argument(frame), LightningModule):

@@ -63,8 +63,8 @@ class Observers:
             plugins = {plugin.describe(): None for name in names for plugin in self._watchers[name]}
             if names:
                 warnings.warn(
-                    f"{' and '.join(plugins)}: {some(sorted(names))} {what} in the first step, where the plugin so far has"
-                    " no effect: a network may use a layer's weight without calling the layer; choose another layer",
+                    f"{' and '.join(plugins)}: {some(sorted(names))} {what} in the first step, where the plugin so far"
+                    " has no effect: a network may use a layer's weight without calling the layer; choose another",
                     stacklevel=2,
                 )
 
@@ -103,7 +103,7 @@ class _Hook:
             observers.silent.discard(self._layer)
             if x.requires_grad:
                 observers.unread.add(self._layer)
-                x.register_hook(self._read)
+                x.register_hook(self._read)  # type: ignore[no-untyped-call]
         return x
 
     def _read(self, gradient: Tensor) -> None:

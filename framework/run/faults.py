@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from framework.engine.mistakes import explain_mistake
 from framework.errors import UserError
-from framework.plugin.blame import name_plugin
+from framework.plugin.blame import name_plugin, step_of
 
 if TYPE_CHECKING:
     from framework.engine.core import Core
@@ -35,15 +35,8 @@ def faults(core: Core) -> Iterator[None]:
         if (message := _death_of_worker(error, core)) is not None:
             raise UserError(message) from error
         if name_plugin(error) is None and (line := explain_mistake(core.model, error)) is not None:
-            raise UserError(f"{_when(core)}{line}") from error
+            raise UserError(f"{step_of(error.__traceback__)}{line}") from error
         raise
-
-
-def _when(core: Core) -> str:
-    trainer = core._trainer
-    if trainer is None or not trainer.training:
-        return "" if trainer is None else "in evaluation: "
-    return f"step {core.at.index}: "
 
 
 def _death_of_worker(error: Exception, core: Core) -> str | None:

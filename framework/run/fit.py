@@ -222,11 +222,18 @@ def _run(
             # a phase may follow; a run that is interrupted in it is resumed there
             may_continue = status in ("finished", "stopped")
             folder.write({**record, "status": "running" if may_continue else status, **results_of(run)})
-    if start is not None and run.steps == start.step and core.answers.of("should_stop") and core.trainer.should_stop:
+    ended = before is not None and before["status"] == "stopped"
+    if (
+        ended
+        and start is not None
+        and run.steps == start.step
+        and core.answers.of("should_stop")
+        and core.trainer.should_stop
+    ):
         who = " and ".join(plugin.describe() for plugin in core.answers.of("should_stop"))
         warnings.warn(
-            f"the resumed run made no step: the rule that had stopped it still holds, of {who}; change its settings, such"
-            " as patience (--set early_stopping.patience=20)",
+            f"the resumed run made no step: the rule that had stopped it still holds, of {who}; change its settings,"
+            " such as patience (--set early_stopping.patience=20)",
             stacklevel=2,
         )
     while run.status != "interrupted" and (phase := run.core.answers.sole("next_phase", run.core)) is not None:

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from framework.engine.core import Core
-from framework.engine.recorder import Entry
+from framework.engine.history import Entry
 
 
 class HandsBack(_MultiProcessingLauncher):

@@ -218,7 +218,8 @@ def test_a_metric_that_is_no_number(value: float, core_of: Callable[..., Core]) 
 
 
 def test_a_metric_that_never_was_a_number() -> None:
-    with pytest.raises(UserError, match="nan before it was ever finite"):
+    never = pytest.raises(UserError, match="nan before it was ever finite")
+    with pytest.warns(UserWarning, match="the loss is nan"), never:
         fit(level_recipe(EarlyStopping(), val=math.nan), logs=None)
 
 

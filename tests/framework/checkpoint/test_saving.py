@@ -132,10 +132,12 @@ def test_best_is_the_best_by_the_monitor(
 def test_a_metric_that_is_no_number_is_never_the_best(recipe: MakeRecipe, tmp_path: Path) -> None:
     nan = float("nan")
     made = recipe(metrics=scripted(nan, 2.0, nan, 1.0, nan), monitor="val/score")
-    run = fit(made, logs=tmp_path, trainer={"max_epochs": 5})
+    with pytest.warns(UserWarning, match="val/score is nan at the first validation"):
+        run = fit(made, logs=tmp_path, trainer={"max_epochs": 5})
     assert step_of(run.best) == 28
     never = recipe(metrics=scripted(nan, nan), monitor="val/score")
-    assert fit(never, logs=tmp_path, trainer={"max_epochs": 2}).best is None
+    with pytest.warns(UserWarning, match="there is no best epoch"):
+        assert fit(never, logs=tmp_path, trainer={"max_epochs": 2}).best is None
 
 
 def test_without_validation_nothing_is_best(recipe: MakeRecipe, data: Data, tmp_path: Path) -> None:
@@ -259,6 +261,7 @@ class Spoils(Plugin):
             self.weight_[0, 0] = float("inf")
 
 
+@pytest.mark.filterwarnings("ignore:validation. the loss is:UserWarning")
 @pytest.mark.parametrize(("step", "every", "kept"), [(13, None, 7), (9, 3, 7), (10, 2, 9)])
 def test_weights_that_are_not_finite_are_never_written(
     recipe: MakeRecipe, step: int, every: int | None, kept: int, tmp_path: Path

@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from framework.engine.layer_modes import LayerModes
 from framework.foreign.hooks import pass_on, tell
 
 
@@ -26,7 +27,9 @@ class Core(pl.LightningModule):
 
     def val_dataloader(self) -> Any: ...
 
-    def remember_modes(self) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_modes = LayerModes(self)
 
 
 def test_lightning_sees_the_hooks_that_the_module_has() -> None:

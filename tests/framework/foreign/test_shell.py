@@ -83,7 +83,9 @@ def test_callbacks_find_the_modules_attributes() -> None:
 def test_data_that_the_framework_makes_batches_of() -> None:
     module = Plain()
     module.training_step = lambda batch, batch_idx: module.net(batch[0]).square().mean()  # type: ignore[method-assign]
-    assert fit(Recipe(module=module, data=Data((torch.ones(6, 3),), batch_size=2), trainer=OPTIONS), logs=None).steps == 3
+    assert (
+        fit(Recipe(module=module, data=Data((torch.ones(6, 3),), batch_size=2), trainer=OPTIONS), logs=None).steps == 3
+    )
 
 
 def test_no_data_at_all() -> None:

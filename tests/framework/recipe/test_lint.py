@@ -95,7 +95,7 @@ def test_the_digits_recipe_is_clean() -> None:
         [EarlyStopping(patience=5), WeightAverage("swa", start=0.5)],
         [StrengthSchedule("norm_penalty.alpha", end=1e-3), NormPenalty(0.0)],
         [StrengthSchedule("optimizer.clip_norm", end=1.0), Optimizer(clip_norm=2.0)],
-        [Optimizer(), Schedule("plateau", monitor="train/accuracy")],
+        [Optimizer(), Schedule("plateau", monitor="train/accuracy", options={"mode": "max"})],
     ],
     ids=lambda plugins: " + ".join(plugin.describe() for plugin in plugins) or "none",
 )
@@ -244,9 +244,9 @@ def test_what_a_core_or_callback_of_the_users_logs_is_not_known(tell: Tell) -> N
 
     stop = EarlyStopping("val/own", patience=3)
     assert len(tell(stop)) == 1
-    assert tell(stop, core=Own) == []
-    assert tell(stop, Logs()) == []
-    assert tell(stop, trainer={"callbacks": [Logs()]}) == []
+    for lines in (tell(stop, core=Own), tell(stop, Logs()), tell(stop, trainer={"callbacks": [Logs()]})):
+        (line,) = lines
+        assert line.startswith("warning early_stopping: monitor='val/own', while the recipe's is 'val/loss'")
 
 
 # ---- without effect --------------------------------------------------------------------------------------------------

@@ -204,7 +204,7 @@ def test_what_cannot_be_traced_is_reported(recipe: MakeRecipe, tmp_path: Path) -
 
 
 def test_mistakes_are_reported_before_anything_is_loaded(recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"out='net.onnx': must end with .safetensors for weights, or .pt2"):
+    with pytest.raises(UserError, match=r"out='net.onnx': must end with .safetensors for weights, .pt2"):
         export(recipe, "net.onnx", logs=tmp_path)
     with pytest.raises(UserError, match="no run of 'digits_mlp'"):
         export(recipe, "net.pt2", logs=tmp_path)
