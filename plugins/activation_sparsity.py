@@ -124,7 +124,8 @@ class ActivationSparsity(Plugin):
         """Return the checks that cannot pass, with the reason: means over one micro-batch, or a changed network."""
         if self.kind == "kl":
             return dict.fromkeys(("micro", "ranks"), "mean activations are over one micro-batch of one rank")
-        return {"eval": "k_winners is a part of the network"} if self.kind == "k_winners" else {}
+        within = dict.fromkeys(("eval", "leftovers"), "k_winners is a part of the network")
+        return within if self.kind == "k_winners" else {}
 
     def check(self) -> None:
         """Check that the kind's strength is given, and that of the other kinds is not."""

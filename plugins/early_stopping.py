@@ -138,7 +138,7 @@ class EarlyStopping(Plugin):
             return
         if reason := plan.why_other_direction(monitor, mode):
             yield Finding("warning", self.name, f"monitor={monitor!r}: {reason}")
-        if monitor != plan.monitor:
+        if plan.monitor and monitor != plan.monitor:
             message = (
                 f"monitor={monitor!r}, while the recipe's is {plan.monitor!r}: the network that is returned is the best"
                 " by the first, run.metrics and best.ckpt are of the best epoch by the second; give Recipe(monitor=...)"
@@ -159,6 +159,7 @@ class EarlyStopping(Plugin):
 
     def attach(self, core: Host) -> None:
         """Reset the stopping rule and the best validation."""
+        self.core_ = core
         self.monitor_, mode = self._watched(core.monitor, core.mode)
         self.rule_ = _Rule(
             self.monitor_,
@@ -188,6 +189,7 @@ class EarlyStopping(Plugin):
         """Return whether patience is exhausted; never in a later phase."""
         if self.in_phase_:
             return False
+        self.monitor_ = self.monitor_ or self.core_.monitor  # a LightningModule's is known once it logs
         if self.monitor_ not in metrics:
             hint = did_you_mean(self.monitor_, metrics)
             logged = "" if "known" in hint else f" (logged are: {', '.join(sorted(metrics))})"

@@ -303,6 +303,108 @@ class RoundsToSingle(Wrong):
             weight.copy_(weight.float() * (1 - self.alpha / 10))
 
 
+class LogsByDrawing(Wrong):
+    """Where a logger listens, it draws once more from its own stream."""
+
+    def transform_gradients(self, step: Step) -> None:
+        if step.logged and self.alpha:
+            self.decay(self.alpha * float(torch.rand((), generator=step.generator(self))))
+
+
+class CountsEvaluations(Wrong):
+    """A strength that grows with each forward pass, second evaluations included."""
+
+    def attach(self, core: Host) -> None:
+        super().attach(core)
+        self.calls_ = 0
+
+    def edit_weights(self, step: Step) -> None:
+        self.calls_ += 1
+
+    def transform_gradients(self, step: Step) -> None:
+        self.decay(self.alpha * self.calls_)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": self.calls_}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.calls_ = state_dict["calls"]
+
+
+class WantsMomentum(Wrong):
+    """Reads what only gradient descent with momentum has."""
+
+    def after_update(self, step: Step) -> None:
+        for weight in self.weights_:
+            if self.alpha:
+                weight.sub_(step.optimizer.state[weight]["momentum_buffer"], alpha=1e-3 * self.alpha)
+
+
+class WantsAVariance(Wrong):
+    """The spread over the samples of a batch, which one sample has none of."""
+
+    def penalty(self, step: Step) -> Tensor | None:
+        x = input_of(step.batch).flatten(1)
+        return self.alpha * self.square() * x.std(0).mean().detach() if self.alpha else None
+
+
+class MovesFrozenWeights(Wrong):
+    """Weight decay of its own on all weights, whether they train or not."""
+
+    def after_update(self, step: Step) -> None:
+        for weight in self.weights_:
+            weight.mul_(1 - 0.01 * self.alpha)
+
+
+class LeavesEvaluationMode(Wrong):
+    """Switches a layer to evaluation to look at it, and forgets to switch back."""
+
+    def begin_step(self, step: Step) -> None:
+        if self.alpha:
+            self.core_.model.drop.eval()
+
+
+class LeavesAHook(Wrong):
+    """A forward hook of its own that goes on after the run."""
+
+    def attach(self, core: Host) -> None:
+        super().attach(core)
+        if self.alpha:
+            core.model.hidden.register_forward_hook(lambda layer, args, output: output * (1 + self.alpha))
+
+
+class KeepsGraphs(Wrong):
+    """Keeps its terms for a curve, and with each the graph behind it."""
+
+    def attach(self, core: Host) -> None:
+        super().attach(core)
+        self.curve_: list[Tensor] = []
+
+    def penalty(self, step: Step) -> Tensor | None:
+        term = self.alpha * self.square()
+        if self.alpha and not step.again:
+            self.curve_ += [term, term * 2, term * 3, term * 4]
+        return term if self.alpha else None
+
+
+class ChangesTheData(Wrong):
+    """Scales samples in place, and so the user's tensors."""
+
+    def transform_sample(self, sample: Any, rng: Any) -> Any:
+        if self.alpha:
+            sample[0].mul_(1 - self.alpha / 100)
+        return sample
+
+
+class FinishesAgain(Wrong):
+    """Scales the weights once training is over, at each call."""
+
+    def finish(self, core: Host) -> None:
+        with torch.no_grad():
+            for weight in self.weights_:
+                weight.mul_(1 - self.alpha)
+
+
 # who is to be caught by which check
 CAUGHT: dict[type[Plugin], str] = {
     DrawsAtZero: "zero",
@@ -329,6 +431,16 @@ CAUGHT: dict[type[Plugin], str] = {
     RemembersOverflow: "fp16",
     LostInRounding: "bf16",
     RoundsToSingle: "fp64",
+    LogsByDrawing: "logged",
+    CountsEvaluations: "twice",
+    WantsMomentum: "adam",
+    WantsAVariance: "single",
+    MovesFrozenWeights: "frozen",
+    LeavesEvaluationMode: "modes",
+    LeavesAHook: "leftovers",
+    KeepsGraphs: "leftovers",
+    ChangesTheData: "data",
+    FinishesAgain: "finish",
 }
 
 

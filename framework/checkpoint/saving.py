@@ -71,6 +71,7 @@ class Checkpoints(Checkpoint):
         self._seconds = 60.0 * every_n_minutes if every_n_minutes else math.inf
         self._best = math.inf  # the metric of best.ckpt, times the sign
         self._found: float | None = None  # a better value whose file is not written yet
+        self._by_validation = False
         self._saved_at = 0
         self._waited = 0.0
         self._due = False
@@ -135,7 +136,10 @@ class Checkpoints(Checkpoint):
         """Do the same after a validation within an epoch; at its end :meth:`on_train_epoch_end` writes the file."""
         if trainer.sanity_checking:
             return
-        if self._monitor is not None and self._monitor.startswith("val/"):
+        recorder = cast("Core", pl_module).recorder
+        self._monitor = recorder.monitor if self._monitor == "" else self._monitor  # a module chooses its own
+        if self._monitor and (self._monitor.startswith("val/") or self._monitor in recorder.history[-1].metrics):
+            self._by_validation = True
             self._compare(trainer)
         if not trainer.fit_loop.epoch_loop.done:
             self._check_due(pl_module, now=True)
@@ -143,7 +147,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint of the epoch, and end training on a signal."""
-        by_epoch = self._monitor is not None and not self._monitor.startswith("val/")
+        by_epoch = self._monitor and not self._monitor.startswith("val/") and not self._by_validation
         # the metric of a gap exists from the first validation on
         known = self._monitor in trainer.callback_metrics or cast("Core", pl_module).recorder.validated
         if by_epoch and known:

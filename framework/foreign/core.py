@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from framework.foreign.steps import Steps
 from framework.foreign.trace import keep_attributes
 from framework.foreign.update import Configured, ForeignUpdate
 from framework.plugin.plugin import Plugin
+
+# what modules commonly call their validation loss
+_LOSSES = ("val_loss", "val/loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss")
 
 
 class Foreign(Shell):
@@ -93,6 +97,7 @@ class Foreign(Shell):
         self.steps, self.sources = Steps(model), Sources(model, data)
         self.prepare_data_per_node = self.sources.prepares_on_each_node
         self._log_hyperparams = model._log_hyperparams
+        self._told_of_monitor = False
         pass_on(self, model)
 
     # ---- one step ----------------------------------------------------------------------------------------------------
@@ -110,7 +115,8 @@ class Foreign(Shell):
             )
         configured = Configured(self.model.configure_optimizers(), name)
         if not self.recorder.monitor:
-            self.recorder.monitor = next((one.monitor for one in configured.schedules if one.monitor), "")
+            self.recorder.monitor = next((one.monitor for one in configured.schedules if one.monitor), None) or ""
+            self.monitor = self.recorder.monitor
         scheduler = None
         if answers.of("make_scheduler"):
             scheduler = answers.sole("make_scheduler", configured.optimizer, self._total_steps())
@@ -207,8 +213,21 @@ class Foreign(Shell):
         hook = {"val": "on_validation_epoch_end"}.get(stage, f"on_{stage}_epoch_end")
         tell(self.model, hook)
         metrics = self._logged()
+        if stage == "val" and not self.recorder.monitor and not self.trainer.sanity_checking:
+            self._choose_monitor(metrics)
         self.recorder.publish(stage, metrics)
         return metrics
+
+    def _choose_monitor(self, metrics: Mapping[str, float]) -> None:
+        """Choose the metric of the best epoch, once the module has logged some."""
+        self.monitor = self.recorder.monitor = next((tag for tag in _LOSSES if tag in metrics), "")
+        if not self.monitor and metrics and self.trainer.state.fn == "fit" and not self._told_of_monitor:
+            self._told_of_monitor = True
+            warnings.warn(
+                f"{type(self.model).__name__} logs no metric by which an epoch is plainly the best; give"
+                f" Recipe(monitor=..., mode=...), one of: {', '.join(sorted(metrics))}",
+                stacklevel=2,
+            )
 
     def on_validation_start(self) -> None:
         """Switch to the evaluation weights."""

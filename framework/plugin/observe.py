@@ -68,6 +68,11 @@ class Observers:
                     stacklevel=2,
                 )
 
+    @staticmethod
+    def owns(hook: Any) -> bool:
+        """Return whether a forward hook of a layer is of this class, for ``transform_activation``."""
+        return isinstance(hook, _Hook)
+
     def of(self, layer: str) -> list[Plugin]:
         """Return the plugins registered at a layer, in the order in which they are called."""
         return self._watchers.get(layer, [])

@@ -34,17 +34,21 @@ class Recipe:
 
     Args:
         model: the network.
-        data: training, validation and test part.
+        data: training, validation and test part: :class:`framework.Data`, or what its training part may be.
         loss: ``loss(prediction, target)``, a mean over samples; None if ``core`` has its own.
         metrics: torchmetrics by name.
         plugins: plugins and plain Lightning callbacks, in the order in which they are called.
         trainer: options of Lightning's ``Trainer``, such as ``{"max_epochs": 30}``; the command line's
             ``--trainer.*`` overrides them.
         core: the class of the core, a subclass for another kind of objective.
-        monitor: the metric by which the best checkpoint is chosen.
+        monitor: the metric by which the best checkpoint is chosen; by default ``"val/loss"``, and for a ``module`` the
+            one that its plateau schedule monitors, or ``"val_loss"`` if it logs that.
         mode: ``"min"`` or ``"max"``: which way the monitored metric is better.
         compile: compile the network with ``torch.compile``; a mapping gives its options.
         parameters: arguments of the recipe function, defaults included; filled in by the framework.
+        module: a ``LightningModule``, in place of model, loss, metrics and core: trained as it is, by its own
+            ``training_step``, optimizer and hooks, with plugins around it. ``data`` may then be a
+            ``LightningDataModule``, or left out if the module has loaders.
 
     Raises:
         UserError: if an argument is of the wrong type.
@@ -57,7 +61,7 @@ class Recipe:
     plugins: list[Callback] = dataclasses.field(default_factory=list)
     trainer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     core: type[Core] = Core
-    monitor: str = "val/loss"
+    monitor: Any = None
     mode: str = "min"
     compile: bool | Mapping[str, Any] = False
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -66,6 +70,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.module is not None:
             self._check_module()
+        if self.monitor is None:
+            self.monitor = "val/loss" if self.module is None else ""
         if not isinstance(self.model, nn.Module):
             raise UserError(f"Recipe(model=...): must be a torch.nn.Module; received {type(self.model).__name__}")
         if is_datamodule(self.data) or is_ready(self.data) or (self.data is None and self.module is not None):

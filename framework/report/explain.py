@@ -54,7 +54,7 @@ def _setting(recipe: Recipe) -> str:
         ["network", f"{type(recipe.model).__name__}, {total:,} parameters, {trained:,} of them trained"],
         ["samples", f"{sizes}; {data.batch_size:,} a batch" if data.samples("train") else sizes],
         ["objective", _objective(recipe)],
-        ["best by", f"{recipe.monitor} ({recipe.mode})"],
+        ["best by", f"{recipe.monitor or 'what the module monitors'} ({recipe.mode})"],
         ["trainer", options or "Lightning's defaults"],
     ]
     return table(rows, indent=0)

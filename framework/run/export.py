@@ -19,6 +19,9 @@ from framework.data.batch import input_of
 from framework.data.loaders import EvalLoader
 from framework.data.parts import as_dataset, length_of
 from framework.errors import UserError, one_line
+from framework.foreign.core import Foreign
+from framework.foreign.hooks import pass_on
+from framework.foreign.layout import write_for_lightning
 from framework.recipe.spec import Source
 from framework.run.caller import as_alone
 from framework.run.evaluate import trained
@@ -46,7 +49,9 @@ def export(
     ``FILE.safetensors`` holds parameters and buffers by their names in the plain network, tied ones under each of their
     names: ``model.load_state_dict(safetensors.torch.load_file(FILE))``. ``FILE.pt2`` holds the network in evaluation
     mode as ``torch.export`` traces it, for any number of samples of the data's shape:
-    ``torch.export.load(FILE).module()(x)``.
+    ``torch.export.load(FILE).module()(x)``. ``FILE.ckpt`` holds a LightningModule that was trained as
+    ``Recipe(module=...)``, as its class reads it: ``MyModule.load_from_checkpoint(FILE)``; with ``weights_only=False``
+    if its hyperparameters are objects, which executes code of the file.
 
     Args:
         recipe: a :class:`Run`, whose network is written with its final parameters, or what :func:`framework.fit` takes.
@@ -64,7 +69,10 @@ def export(
     """
     path = Path(out)
     if path.suffix not in _WRITERS:
-        raise UserError(f"out={str(out)!r}: must end with .safetensors for weights, .pt2 for the network, or .ckpt")
+        raise UserError(
+            f"out={str(out)!r}: must end with .safetensors for weights, .pt2 for the network, or .ckpt for a"
+            " LightningModule"
+        )
     if isinstance(recipe, Run):
         if overrides or ckpt is not None:
             raise UserError("export(run): a Run takes no further arguments but out and raw")
@@ -77,7 +85,13 @@ def export(
         epoch, step = content["epoch"], content["global_step"]
         del content
     facts = {"format": "pt", "jtilde": __version__, "recipe": name, "epoch": str(epoch), "step": str(step)}
-    samples = _samples(core)
+    if isinstance(core, Foreign):
+        if path.suffix == ".pt2":
+            raise UserError(f"out={str(out)!r}: a LightningModule has no single network to trace; write FILE.ckpt")
+        samples: Any = [torch.zeros(1)]
+        vars(core)["predict_step"] = _nothing
+    else:
+        samples = _samples(core)
     writing = _Writing(path, facts, raw, samples)
     trainer = evaluating_trainer(built, {**options, **_ONE_PROCESS}, [writing])
     with quiet(), refusals(), faults(core):
@@ -86,7 +100,14 @@ def export(
         finally:
             core.close_loaders()
             core.leave_evaluation()
+            if isinstance(core, Foreign):
+                pass_on(core, core.model)
     return facts
+
+
+def _nothing(batch: Any, batch_idx: int) -> Any:
+    """Predict nothing: the prediction loop is run for its checkpoint and evaluation weights alone."""
+    return batch
 
 
 def _samples(core: Core) -> EvalLoader:
@@ -112,7 +133,7 @@ class _Writing(pl.Callback):
         samples: loader of the example input.
     """
 
-    def __init__(self, path: Path, facts: Facts, raw: bool, samples: EvalLoader) -> None:
+    def __init__(self, path: Path, facts: Facts, raw: bool, samples: Any) -> None:
         self._path, self._facts, self._raw, self._samples = path, facts, raw, samples
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -121,7 +142,8 @@ class _Writing(pl.Callback):
         with nullcontext() if self._raw else core.evaluation(), torch.inference_mode(False), torch.no_grad():
             self._facts["weights"] = "evaluation" if core.evaluates_others else "raw"
             batch = trainer.precision_plugin.convert_input(next(iter(self._samples)))
-            batch = core.transfer_batch_to_device(batch, core.device, 0)
+            if not isinstance(core, Foreign):
+                batch = core.transfer_batch_to_device(batch, core.device, 0)
             with output_file(self._path, "--out") as draft:
                 _WRITERS[self._path.suffix](core, batch, draft, self._facts)
 
@@ -155,9 +177,6 @@ def _write_network(core: Core, batch: Any, path: Path, facts: Facts) -> None:
 
 
 def _write_module(core: Core, batch: Any, path: Path, facts: Facts) -> None:
-    from framework.foreign.core import Foreign
-    from framework.foreign.layout import write_for_lightning
-
     if not isinstance(core, Foreign):
         raise UserError(
             "--out *.ckpt: only a LightningModule (Recipe(module=...)) has load_from_checkpoint; write *.safetensors"

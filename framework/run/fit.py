@@ -6,9 +6,11 @@ import dataclasses
 import signal
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pytorch_lightning import Callback
 
 from framework.checkpoint.folder import RunFolder
 from framework.checkpoint.ranks import is_first
@@ -26,6 +28,7 @@ from framework.checkpoint.signals import Signals
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError
+from framework.foreign.checks import lightning_base
 from framework.recipe.lint import lint, raise_or_warn
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, RunSpec, Source
@@ -37,7 +40,9 @@ from framework.run.training import train, train_phase
 
 @as_alone()
 def fit(
-    recipe: Source,
+    recipe: Source | Any,
+    data: Any = None,
+    plugins: Sequence[Callback] = (),
     *,
     seed: int | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -63,7 +68,10 @@ def fit(
     training metrics of that epoch count from the resumed step on.
 
     Args:
-        recipe: path of a recipe file, a function that returns a :class:`framework.Recipe`, or a ``Recipe``.
+        recipe: path of a recipe file, a function that returns a :class:`framework.Recipe`, a ``Recipe``, or a
+            ``LightningModule``, which is trained as it is.
+        data: for a ``LightningModule``, its data, as for ``Recipe(module=..., data=...)``.
+        plugins: for a ``LightningModule``, the plugins.
         seed: random seed of initialization, sample order and every other draw; None for 0, or when resuming the seed
             of the run.
         parameters: parameters of the recipe function.
@@ -90,6 +98,10 @@ def fit(
         Interrupted: on Ctrl-C or SIGTERM; its ``run`` is the result so far.
     """
     _check(resume, weights, logs, checkpoint_steps, checkpoint_minutes)
+    if lightning_base(recipe) is not None:
+        recipe = Recipe(module=recipe, data=data, plugins=list(plugins))
+    elif data is not None or plugins:
+        raise UserError("fit(recipe, data, plugins): a recipe has its own; they are for a LightningModule")
     spec = RunSpec(recipe, seed, parameters, trainer, settings, with_, without, on_nonfinite)
     folder, before = None, None
     if resume:

@@ -114,6 +114,7 @@ def make_run(spec: RunSpec, recipe: Recipe, core: Core, folder: RunFolder | None
         seconds: wall time.
     """
     history = core.recorder.history
+    recipe.monitor = core.recorder.monitor or recipe.monitor
     last = dict(history[-1].metrics) if history else {}
     best = core.recorder.best
     return Run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from framework.plugin.plugin import Plugin
-from framework.testing import draws, evaluation, invariance, numerics, precision, traces
+from framework.testing import draws, evaluation, invariance, numerics, precision, surroundings, traces
 from framework.testing.case import Case
 from framework.testing.result import Check, Result
 from framework.testing.task import TASKS, Task
@@ -33,6 +33,15 @@ CHECKS: tuple[Check, ...] = (
     Check("draws", "random draws of others do not change", draws.draws),
     Check("state", "the state loads with weights_only=True and is restored unchanged", traces.state),
     Check("norms", "BatchNorm counts one forward pass per micro-batch", traces.statistics),
+    Check("logged", "a logger at every step changes no bit", surroundings.logged),
+    Check("twice", "beside a second evaluation of each step, as of SAM, nothing changes", surroundings.twice),
+    Check("adam", "it trains with AdamW too", surroundings.adaptive),
+    Check("single", "it trains on batches of one sample", surroundings.single),
+    Check("frozen", "weights that are frozen stay as they are", surroundings.frozen),
+    Check("modes", "layers train and evaluate in the modes that they have without it", surroundings.modes),
+    Check("leftovers", "no hook stays on the network, and no graph is kept from step to step", surroundings.leftovers),
+    Check("data", "the user's data are not changed in place", surroundings.data),
+    Check("finish", "finish may be called twice", surroundings.finish),
     Check("slope", "weight_penalty_gradient is the gradient of weight_penalty", numerics.slope),
     Check("gradcheck", "the gradient is that of the objective, by central differences in float64", numerics.gradcheck),
     Check("clip", "gradients are clipped with the plugin's contribution in them", numerics.clipping),

@@ -217,6 +217,7 @@ def test_a_metric_that_is_no_number(value: float, core_of: Callable[..., Core]) 
     assert lenient.improved_ is None
 
 
+@pytest.mark.filterwarnings("ignore:val/loss is nan at the first validation:UserWarning")
 def test_a_metric_that_never_was_a_number() -> None:
     never = pytest.raises(UserError, match="nan before it was ever finite")
     with pytest.warns(UserWarning, match="the loss is nan"), never:

@@ -45,7 +45,7 @@ def trained(y: Tensor, loss: Any, size: int, k: int, **more: Any) -> Run:
         (IGNORED, nn.CrossEntropyLoss()),
         (IGNORED, F.cross_entropy),
     ],
-    ids=str,
+    ids=["weights", "ignored", "both", "partial", "default", "function"],
 )
 def test_micro_batches_and_evaluation_have_the_whole_batchs_mean(y: Tensor, loss: Any) -> None:
     whole, parts = trained(y, loss, 32, 1), trained(y, loss, 8, 4)

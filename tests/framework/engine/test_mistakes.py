@@ -52,7 +52,7 @@ def test_one_line_names_place_and_remedy(model: Any, x: Any, y: Any, loss: Any, 
 
 def test_in_evaluation_too() -> None:
     data = Data((X, CLASSES), (X, CLASSES + 3), batch_size=3)
-    with pytest.raises(UserError, match="^the loss was given the class 3"):
+    with pytest.raises(UserError, match=r"^the loss was given the class 3"):
         fit(Recipe(nn.Linear(3, 3), data, F.cross_entropy, trainer=OPTIONS), logs=None)
 
 

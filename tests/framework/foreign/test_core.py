@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from framework import Data, Interrupted, Recipe, Run, UserError, fit
+from framework import Data, Interrupted, Recipe, Run, UserError, export, fit, predict, validate
+from plugins.early_stopping import EarlyStopping
 from plugins.norm_penalty import NormPenalty
 from plugins.sam import SAM
 from plugins.weight_average import WeightAverage
@@ -219,3 +220,47 @@ def test_a_stream_gives_lightnings_bits() -> None:
             fit(Recipe(module=module, data=Data(train), trainer={"max_epochs": 2, **QUIET}), logs=None)
         modules.append(module)
     assert same(*modules)
+
+
+def test_the_modules_own_monitor_and_one_line_from_python(tmp_path: Path) -> None:
+    module, (train, val) = Digits("plateau"), loaders()
+    stop = EarlyStopping(patience=9)
+    run = fit(module, Data(train, val, val), [stop], trainer={"max_epochs": 3, **QUIET}, logs=tmp_path)
+    assert run.recipe.monitor == "val_loss" and run.best_epoch is not None
+    assert run.metrics["val_loss"] == stop.best_.metrics["val_loss"]
+    assert validate(run)["val_loss"] == pytest.approx(run.metrics["val_loss"], abs=1e-6)
+    assert predict(run).shape == (44,)
+
+
+def test_a_module_whose_losses_have_other_names() -> None:
+    class Named(Digits):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("odd", 1.0)
+
+    with pytest.warns(UserWarning, match=r"Named logs no metric .* one of: odd"):
+        run = fit(Named(), Data(*loaders()), trainer={"max_epochs": 2, **QUIET}, logs=None)
+    assert run.best_epoch is None
+
+
+def test_export_for_load_from_checkpoint(tmp_path: Path) -> None:
+    module, run = here(plugins=[WeightAverage(decay=0.5)], logs=tmp_path)
+    export(run, tmp_path / "model.ckpt")
+    read = Digits.load_from_checkpoint(tmp_path / "model.ckpt")
+    assert not torch.equal(read.net[0].weight, module.net[0].weight)  # the average
+    with run.core.evaluation():
+        assert torch.equal(read.net[0].weight, module.net[0].weight)
+    with pytest.raises(UserError, match=r"write FILE\.ckpt"):
+        export(run, tmp_path / "model.pt2")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_two_ranks_are_lightnings_two_ranks() -> None:
+    ranks = {"devices": 2, "strategy": "ddp_fork"}
+    bare, _ = alone(**ranks)
+    ours, run = here(options=ranks)
+    assert run.steps == 9
+    for name, value in bare.state_dict().items():
+        assert torch.allclose(value, ours.state_dict()[name], atol=1e-6), name
+    beside, _ = here(plugins=[NormPenalty(alpha=0.01), SAM()], options=ranks)
+    assert not same(ours, beside)

@@ -20,7 +20,7 @@ def test_wrong_plugin_fails_few_other_checks(kind: type[Plugin]) -> None:
     (case,) = cases_of(kind)
     failed = [check.name for check in CHECKS if check(case).status is Status.FAILS]
     assert CAUGHT[kind] in failed
-    assert len(failed) <= 5  # noise left in shows wherever a step is taken twice
+    assert len(failed) <= 6  # noise left in shows wherever a step is taken twice
 
 
 def test_every_check_catches_someone() -> None:
