@@ -11,6 +11,7 @@ from typing import Any
 from pytorch_lightning import Callback
 from pytorch_lightning.utilities import rank_zero_only
 
+from framework.data.means import is_uneven, option_of
 from framework.engine.core import Core
 from framework.errors import UserError, some
 from framework.ops.patterns import is_weight
@@ -39,7 +40,7 @@ def lint(recipe: Recipe, core: Core, options: Mapping[str, Any]) -> list[Finding
     """
     plan = plan_of(recipe, core, options)
     refused = (Finding("error", name, reason) for name, reason in refused_callbacks(callbacks_of(recipe, options)))
-    own = (_monitor, _mixing, _decay_of_biases, _moved_in_vain, _idle)
+    own = (_monitor, _means, _mixing, _decay_of_biases, _moved_in_vain, _idle)
     found = [*refused, *itertools.chain(*(rule(plan) for rule in own), core.answers.collect("lint", plan))]
     return sorted(found, key=lambda finding: finding.severity)
 
@@ -110,6 +111,22 @@ def _monitor(plan: Plan) -> Iterator[Finding]:
         yield Finding("error", "recipe", f"monitor={tag!r}: {reason}")
     elif reason := plan.why_other_direction(tag, plan.mode):
         yield Finding("warning", "recipe", f"monitor={tag!r}: {reason}")
+
+
+def _means(plan: Plan) -> Iterator[Finding]:
+    if option_of(plan.core.loss, "reduction") == "sum":
+        message = (
+            "reduction='sum': J then grows with the number of samples, so that micro-batches, ranks and the batch size"
+            " of evaluation change its value; use reduction='mean', and a higher learning rate"
+        )
+        yield Finding("warning", "loss", message)
+    mixers = " and ".join(plugin.name for plugin in plan.core.plugins if plugin.mixes_targets)
+    if mixers and is_uneven(plan.core.loss):
+        message = (
+            "mixes targets of a loss with class weights or ignored targets, whose mean over a mixed batch is not"
+            " that of its micro-batches; leave one of them out, or train without accumulation on one device"
+        )
+        yield Finding("warning", mixers, message)
 
 
 def _mixing(plan: Plan) -> Iterator[Finding]:

@@ -254,7 +254,7 @@ def test_export_for_load_from_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:It is recommended to use .self.log")
 def test_two_ranks_are_lightnings_two_ranks() -> None:
     ranks = {"devices": 2, "strategy": "ddp_fork"}
     bare, _ = alone(**ranks)

@@ -387,3 +387,10 @@ def test_lbfgs_with_accumulation_is_right(
         ends.append(weights(fit(made, logs=None).core))
     assert (ends[0] - ends[1]).abs().max() < 1e-9
     assert ends[0].abs().max() > 0.1
+
+
+def test_losses_that_are_no_mean_over_samples(tell: Tell) -> None:
+    (line,) = tell(loss=nn.CrossEntropyLoss(reduction="sum"))
+    assert line.startswith("warning loss: reduction='sum'")
+    (line,) = tell(Mixup(), loss=nn.CrossEntropyLoss(ignore_index=3))
+    assert line.startswith("warning mixup: mixes targets of a loss with class weights")
