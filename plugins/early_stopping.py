@@ -179,7 +179,7 @@ class EarlyStopping(Plugin):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Raise an error if the run never validates."""
         data = cast(Host, pl_module).data
-        if not trainer.enable_validation or (data is not None and data.val is None):
+        if not trainer.enable_validation or (data is not None and not data.validates):
             raise UserError(
                 f"EarlyStopping(monitor={self.monitor_!r}): this run has no validation; give Data(val=...), and leave"
                 " limit_val_batches above 0"

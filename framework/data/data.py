@@ -66,6 +66,11 @@ class Data:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
 
+    @property
+    def validates(self) -> bool:
+        """Whether there is, or may be, a validation part: a data module's or LightningModule's own is not known yet."""
+        return self.val is not None or self.datamodule is not None or self.train is None
+
     def samples(self, part: str) -> int | None:
         """Return the number of samples of a part, None if it has none or only its loader knows."""
         chosen = getattr(self, part)

@@ -81,7 +81,7 @@ class Plan:
     @functools.cached_property
     def validations(self) -> float:
         """Number of validations in the run; infinity if the run has no limit."""
-        if self.data.val is None or self.options.get("limit_val_batches") == 0:
+        if not self.data.validates or self.options.get("limit_val_batches") == 0:
             return 0
         every = self.options.get("check_val_every_n_epoch", 1) or 1
         within = self.options.get("val_check_interval") or 1.0

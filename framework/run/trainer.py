@@ -166,7 +166,7 @@ def _listed(plugins: Any) -> list[Any]:
 
 
 def _is_validated(recipe: Recipe) -> bool:
-    return recipe.data.val is not None or not recipe.monitor.startswith("val/")
+    return recipe.data.validates or not recipe.monitor.startswith("val/")
 
 
 def _make(options: Mapping[str, Any], callbacks: Sequence[pl.Callback]) -> pl.Trainer:
