@@ -101,6 +101,7 @@ def test_public_names_are_those_that_the_table_lists() -> None:
         "framework.plugin",
         "framework.data",
         "framework.data.fetch",
+        "framework.data.split",
         "framework.ops.*",
         "framework.settings",
         "framework.errors",
