@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class Mistake(UserError):
+    """Raised for a mistake in data or shapes that shows in the user's own code, whose lines are printed below it."""
+
+
 class NonFiniteError(UserError):
     """The objective became infinite or NaN."""
 

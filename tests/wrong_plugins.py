@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework import Host, Plugin, Step
-from framework.data.batch import input_of
+from framework import Host, Phase, Plugin, Step
+from framework.data.batch import clean_target, input_of, replace, target_of
 from framework.ops.shards import locals_of
 from framework.settings import NonNegative
 from framework.testing import CHECKS, Status, cases_of
@@ -405,6 +405,23 @@ class FinishesAgain(Wrong):
                 weight.mul_(1 - self.alpha)
 
 
+class ChangesTargets(Wrong):
+    """Noise on labels, which metrics see too."""
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        if not self.alpha:
+            return batch
+        target = clean_target(target_of(batch))
+        return replace(batch, target=(target + 1) % 3)
+
+
+class NeverEnds(Wrong):
+    """Asks for one more phase, always."""
+
+    def next_phase(self, core: Host) -> Phase | None:
+        return Phase("more", "current", max_epochs=1) if self.alpha else None
+
+
 # who is to be caught by which check
 CAUGHT: dict[type[Plugin], str] = {
     DrawsAtZero: "zero",
@@ -441,6 +458,8 @@ CAUGHT: dict[type[Plugin], str] = {
     KeepsGraphs: "leftovers",
     ChangesTheData: "data",
     FinishesAgain: "finish",
+    ChangesTargets: "metrics",
+    NeverEnds: "phases",
 }
 
 

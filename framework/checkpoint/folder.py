@@ -117,12 +117,13 @@ class RunFolder:
 
     @classmethod
     def newest(cls, logs: Path, name: str) -> RunFolder:
-        """Return the folder of a recipe's newest run.
+        """Return the folder of a recipe's newest run that has a checkpoint, or else of the newest one.
 
         Raises:
             UserError: if there is none.
         """
         found = cls.all(logs, name)
+        found = [folder for folder in found if any(folder.checkpoints.glob("*.ckpt"))] or found
         if not found:
             raise UserError(f"no run of {name!r} in {logs}; train one first (fit), or give --logs or --run")
         return found[0]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from framework.cli.commands import check, list_plugins, run_with_recipe
 from framework.cli.flags import COMMANDS, PROG
-from framework.cli.tracebacks import print_plugin_error, print_traceback
-from framework.errors import UserError, did_you_mean, one_line
+from framework.cli.tracebacks import print_own_lines, print_plugin_error, print_traceback
+from framework.errors import Mistake, UserError, did_you_mean, one_line
 from framework.version import __version__
 
 
@@ -31,10 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # started with a closed descriptor: nobody reads the lines
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open as long as the process
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
     try:
         return _run(args)
     except UserError as error:
+        if debug:
+            traceback.print_exception(error)
         print(f"error: {one_line(error)}", file=sys.stderr)
+        if isinstance(error, Mistake) and not debug:
+            print_own_lines(error)
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has ended
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
@@ -42,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         return 128 + getattr(interrupt, "number", 2)
     except Exception as error:
-        if not print_plugin_error(error):
+        if debug:
+            traceback.print_exception(error)
+        elif not print_plugin_error(error):
             print_traceback(error, args[1] if len(args) > 1 else "")
         return 1
 
@@ -77,5 +86,7 @@ def _overview() -> str:
             "",
             "A recipe is a Python file that defines recipe(…) -> Recipe; its parameters are flags:",
             f"  {PROG} fit RECIPE --help",
+            "",
+            "--debug prints whole tracebacks.",
         ]
     )

@@ -23,6 +23,14 @@ def print_plugin_error(error: BaseException) -> bool:
     return True
 
 
+def print_own_lines(error: BaseException) -> None:
+    """Print the lines of the user's own code that led to an error: those outside of packages and of this framework."""
+    cause = error.__cause__ or error
+    homes = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
+    own = [frame for frame in traceback.extract_tb(cause.__traceback__) if not frame.filename.startswith((*homes, "<"))]
+    print("".join(traceback.format_list(own)), file=sys.stderr, end="")
+
+
 def print_traceback(error: BaseException, path: str) -> None:
     """Print the traceback of an error from the recipe's first frame on, without the frames that called the recipe.
 

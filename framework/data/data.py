@@ -11,6 +11,7 @@ import torch
 from framework.data.loaders import EvalLoader, SampleTransform, TrainLoader
 from framework.data.parts import Part, as_dataset, checked, is_datamodule, is_ready, length_of
 from framework.errors import UserError
+from framework.settings import as_python
 
 
 @dataclasses.dataclass
@@ -60,7 +61,8 @@ class Data:
                 continue
             setattr(self, name, checked(name, part))
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
-            value = getattr(self, name)
+            value = as_python(getattr(self, name))
+            setattr(self, name, value)
             if value is None and name == "eval_batch_size":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -87,7 +87,13 @@ class Muon(torch.optim.Optimizer):
             part.state = self.state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, which must hold ``use_muon``."""
+        """Add a parameter group; one that a callback adds without ``use_muon`` is moved by AdamW, as others are."""
+        if "use_muon" not in param_group:
+            like: dict[str, Any] = next(
+                (group for group in getattr(self, "param_groups", []) if not group["use_muon"]), {}
+            )
+            options = {name: value for name, value in like.items() if name not in ("params", "param_names")}
+            param_group = {**options, **param_group, "use_muon": False}
         super().add_param_group(param_group)
         if self._parts:
             self._share()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 
 from framework.checkpoint.folder import RunFolder
 from framework.engine.core import Core
@@ -83,6 +84,7 @@ def _tell_of_weights(kind: str, run: Run) -> None:
 
 def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **overrides: Any) -> Any:
     found = trained(source, ckpt=ckpt, **overrides)
+    rank_zero_info(f"{kind}: {found.checkpoint}")
     result = _run_trainer(kind, found.core, found.recipe, found.options, found.checkpoint)
     if kind != "predict":
         found.folder.update(**{kind: {"ckpt": str(ckpt), **result}})

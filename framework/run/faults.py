@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from framework.engine.mistakes import explain_mistake
-from framework.errors import UserError
+from framework.errors import Mistake, UserError
 from framework.plugin.blame import name_plugin, step_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def faults(core: Core) -> Iterator[None]:
         if (message := _death_of_worker(error, core)) is not None:
             raise UserError(message) from error
         if name_plugin(error) is None and (line := explain_mistake(core.model, error)) is not None:
-            raise UserError(f"{step_of(error.__traceback__)}{line}") from error
+            raise Mistake(f"{step_of(error.__traceback__)}{line}") from error
         raise
 
 

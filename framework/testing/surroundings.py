@@ -12,7 +12,9 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
+from framework.data.batch import MixedTarget, clean_target, replace, target_of
 from framework.engine.core import Core
 from framework.plugin.observe import Observers
 from framework.plugin.plugin import Plugin
@@ -21,6 +23,7 @@ from framework.testing.case import Case, train
 from framework.testing.compare import demand_same_bits, same_bits
 from framework.testing.result import Failed, Inapplicable
 
+_PHASES = 8
 _SOME_TENSORS = 8  # with a graph that a run may keep, such as a last loss
 
 
@@ -85,7 +88,80 @@ def frozen(case: Case) -> str:
             before[name] = weight.detach().clone()
     train(core)
     after = {name: weight.detach() for name, weight in core.model.named_parameters() if name in before}
-    return demand_same_bits(before, after, "frozen weights change")
+    text = demand_same_bits(before, after, "frozen weights change")
+    if isinstance(core.trainer.optimizers[0], torch.optim.LBFGS):  # which takes one group
+        return text
+    late = case.core(case.make)
+    for name, weight in late.model.named_parameters():
+        weight.requires_grad_("head" in name.split("."))
+    train(late, callbacks=[_Thaws()])
+    _demand_finite(late, "once frozen weights train")
+    return text
+
+
+class _Thaws(pl.Callback):
+    """Lets all weights train from the second epoch on, as fine-tuning does."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            late = [weight.requires_grad_() for weight in pl_module.parameters() if not weight.requires_grad]
+            trainer.optimizers[0].add_param_group({"params": late})
+
+
+def metrics(case: Case) -> str:
+    """Compare the targets that a training metric sees, beside a plugin that mixes targets, with those of the data."""
+    mixes = case.plugin.mixes_targets or any(one.mixes_targets for one in case.companions())
+    counts = []
+    for make in (None, case.make):
+        extra = [] if mixes and make is not None else [_Mixes()]
+        seen = _Targets()
+        core = case.fit(make, *extra, metrics={"targets": seen}, trainer={"max_epochs": 1})
+        counts.append({tag: value for tag, value in core.recorder.latest.items() if tag.endswith("/targets")})
+    if counts[0] != counts[1]:
+        raise Failed(f"metrics see other targets than those of the data ({counts[1]}, {counts[0]}): use MixedTarget")
+    return "the targets of the data"
+
+
+class _Mixes(Plugin):
+    """Mixes each target with that of the next sample."""
+
+    def transform_batch(self, batch: Any, step: Step) -> Any:
+        target = target_of(batch)
+        clean = clean_target(target)
+        partner = torch.arange(len(clean)).roll(1)
+        return replace(batch, target=MixedTarget.of(target).mix(partner, 0.5, "mixes"))
+
+
+class _Targets(Metric):
+    """A number that depends on which targets were seen; each may be seen several times, as by LBFGS."""
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: torch.Tensor, target: torch.Tensor) -> None:
+        """Add targets."""
+        self.total += (target.double() + 1).square().sum()
+        self.count += len(target)
+
+    def compute(self) -> torch.Tensor:
+        """Return the number."""
+        return self.total / self.count
+
+
+def phases(case: Case) -> str:
+    """Ask for later phases until there is none."""
+    if not case.overrides("next_phase"):
+        raise Inapplicable("it has no later phase")
+    core = case.fit(case.make)
+    for count in range(_PHASES + 1):
+        if core.answers.sole("next_phase", core) is None:
+            return f"{count} later phases"
+    raise Failed(f"it asks for more than {_PHASES} later phases: a run would never end")
 
 
 def modes(case: Case) -> str:

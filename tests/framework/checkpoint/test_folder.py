@@ -140,3 +140,10 @@ def test_a_folder_that_cannot_be_held(tmp_path: Path) -> None:
     (tmp_path / ".lock").mkdir()
     with pytest.raises(UserError, match=r"cannot write there \(Is a directory\); choose another run"):
         RunFolder(tmp_path).hold()
+
+
+def test_the_newest_run_is_one_with_a_checkpoint(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "digits" / f"version_{number}" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "digits" / "version_1" / "checkpoints" / "last.ckpt").touch()
+    assert RunFolder.newest(tmp_path, "digits").path.name == "version_1"

@@ -15,6 +15,7 @@ import pytest
 
 from framework import __version__
 from framework.cli import main as cli
+from framework.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,3 +92,36 @@ def test_ctrl_c_ends_a_run_with_its_summary(
     assert "toy_recipe: interrupted after" in out
     assert "Traceback" not in err
     assert record()["status"] == "interrupted"
+
+
+_MISTAKE = """
+import torch
+from torch import nn
+from framework import Data, Recipe
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(5, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def recipe():
+    x = torch.randn(16, 3)
+    options = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    return Recipe(Net(), Data((x, x[:, :1])), nn.functional.mse_loss, trainer=options)
+"""
+
+
+def test_a_mistake_shows_the_users_own_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mistaken.py"
+    file.write_text(_MISTAKE)
+    assert main(["fit", str(file), "--logs", str(tmp_path)]) == 2
+    first, *lines = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("error: step 0: layer 'b' (Linear) takes 5 features and got 4")
+    assert any("return self.b(self.a(x))" in line for line in lines) and "torch/nn" not in "".join(lines)
+    assert main(["fit", str(file), "--logs", str(tmp_path), "--debug"]) == 2
+    assert "torch/nn" in capsys.readouterr().err

@@ -88,3 +88,7 @@ def test_mistakes_are_reported(arguments: dict[str, Any], words: str) -> None:
 def test_a_part_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"no test part: give Data\(test=...\)"):
         numbers(3).eval_loader("test")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert Data((torch.zeros(4),), batch_size=np.int64(2)).batch_size == 2

@@ -14,7 +14,7 @@ from framework.settings import NonNegative
 from framework.testing import Check, Status, cases_of, check_named
 from tests.wrong_plugins import CAUGHT
 
-NAMES = ("logged", "twice", "adam", "single", "frozen", "modes", "leftovers", "data", "finish")
+NAMES = ("logged", "twice", "adam", "single", "frozen", "metrics", "phases", "modes", "leftovers", "data", "finish")
 
 
 class Wrapper(nn.Module):
