@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from framework.version import __version__
 
 if TYPE_CHECKING:
-    from framework.data.batch import MixedTarget, Outcome
     from framework.data.data import Data
+    from framework.data.mixed import MixedTarget
+    from framework.data.outcome import Outcome
     from framework.engine.core import Core
     from framework.errors import UserError
     from framework.plugin.finding import Finding, LintWarning
@@ -34,8 +35,8 @@ _HOME = {
     "LintWarning": "plugin.finding",
     "Host": "plugin.host",
     "Interrupted": "run.result",
-    "MixedTarget": "data.batch",
-    "Outcome": "data.batch",
+    "MixedTarget": "data.mixed",
+    "Outcome": "data.outcome",
     "Phase": "plugin.phase",
     "Plugin": "plugin.plugin",
     "Recipe": "recipe.recipe",

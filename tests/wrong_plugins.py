@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from framework import Host, Phase, Plugin, Step
-from framework.data.batch import clean_target, input_of, replace, target_of
+from framework.data.batch import input_of, replace, target_of
+from framework.data.mixed import clean_target
 from framework.ops.shards import locals_of
 from framework.settings import NonNegative
 from framework.testing import CHECKS, Status, cases_of

@@ -7,19 +7,39 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader, IterableDataset
 
-from framework.data.loaders import EvalLoader, SampleTransform, TrainLoader
-from framework.data.parts import Part, as_dataset, checked, is_datamodule, is_ready, length_of
+from framework.data.evaluation import EvalLoader, ReadyLoader
+from framework.data.loaders import TrainLoader
+from framework.data.modules import is_datamodule, overridden
+from framework.data.order import order_of
+from framework.data.parts import Part, as_dataset, checked, is_ready, length_of
+from framework.data.ready import WindowLoader, what_is_lost
+from framework.data.roles import Roles
+from framework.data.samples import SampleTransform
+from framework.data.sharing import gives_ranks_their_own
+from framework.data.splits import Splits
 from framework.errors import UserError
+from framework.ops.keyed import Stream
 from framework.settings import as_python
 
 
 @dataclasses.dataclass
-class Data:
+class Data(Splits):
     """The training, validation and test part of the data, and how they are cut into batches.
 
-    A part is a tuple of tensors whose first dimension runs over samples (the fast path: batches are taken by one
-    indexing operation, without a ``DataLoader``), or a map-style ``torch.utils.data.Dataset``.
+    A part is one of:
+
+    - tensors in a tuple, mapping or other containers, whose first dimensions run over samples: the fast path, batches
+      are taken by one indexing operation, without a ``DataLoader``;
+    - a map-style data set, one of Hugging Face's ``datasets`` included;
+    - an ``IterableDataset``: its samples are cut into batches in its own order, read by at most one worker;
+    - a ``DataLoader``, or another iterable of batches, as it is;
+    - as ``train``, a ``LightningDataModule``, which has all parts.
+
+    What a batch's input, target and sample weights are is found by convention: ``(x, y)``, ``(x, y, weight)``, or names
+    such as ``image`` and ``label``, ``input_ids`` and ``labels`` (:mod:`framework.data.roles`); ``input``, ``target``
+    and ``weight`` declare it otherwise.
 
     Args:
         train: the training part.
@@ -30,10 +50,25 @@ class Data:
         workers: number of loader processes, used where samples are transformed or the part is a ``Dataset``.
         collate: makes a batch of a list of samples, None for torch's ``default_collate``.
         drop_last: whether to drop the samples at the end of an epoch that do not fill a whole step.
+        input: key, position or attribute of a batch's input; a tuple of them, or a mapping ``{parameter: key}``, for a
+            network with several inputs; None for the convention.
+        target: key, position or attribute of the target.
+        weight: key, position or attribute of the samples' weights in J.
+        weights: how often to draw each training sample, relative to the others, ``(samples,)``: numbers of 0 or more.
+        balance: ``"class"`` to draw every class equally often, by the target of tensors, or by the data set's
+            ``targets`` or ``labels``; or the samples' classes.
+        replacement: whether weighted draws may repeat a sample within an epoch; without it, heavier samples come
+            earlier, which matters with ``epoch_samples`` alone.
+        epoch_samples: training samples per epoch, None for as many as there are.
+        lengths: length of each training sample, such as its number of tokens: samples of nearly the same length (within
+            5 %) then share a micro-batch, which saves padding.
+        tokens: upper bound of a micro-batch's samples times its longest sample, with ``lengths``; ``batch_size`` is the
+            upper bound of its samples.
+        sharded: whether the loaders give each rank its own batches already. Otherwise ranks take a loader's batches in
+            turn.
 
     Raises:
-        UserError: if a part is empty, its tensors differ in length, or it is an ``IterableDataset``, whose order
-            cannot be keyed.
+        UserError: if a part is empty or of no such kind, its tensors differ in length, or an argument is wrong.
 
     Example:
         >>> data = Data(train=(torch.randn(10, 3), torch.zeros(10)), batch_size=4)
@@ -42,31 +77,56 @@ class Data:
     """
 
     train: Any = None
-    val: Part | None = None
-    test: Part | None = None
+    val: Any = None
+    test: Any = None
     batch_size: int = dataclasses.field(default=64, kw_only=True)
     eval_batch_size: int | None = dataclasses.field(default=None, kw_only=True)
     workers: int = dataclasses.field(default=0, kw_only=True)
     collate: Callable[[list[Any]], Any] | None = dataclasses.field(default=None, kw_only=True)
     drop_last: bool = dataclasses.field(default=False, kw_only=True)
-
+    input: Any = dataclasses.field(default=None, kw_only=True)
+    target: Any = dataclasses.field(default=None, kw_only=True)
+    weight: Any = dataclasses.field(default=None, kw_only=True)
+    weights: Any = dataclasses.field(default=None, kw_only=True)
+    balance: Any = dataclasses.field(default=None, kw_only=True)
+    replacement: bool = dataclasses.field(default=True, kw_only=True)
+    epoch_samples: int | None = dataclasses.field(default=None, kw_only=True)
+    lengths: Any = dataclasses.field(default=None, kw_only=True)
+    tokens: int | None = dataclasses.field(default=None, kw_only=True)
+    sharded: bool = dataclasses.field(default=False, kw_only=True)
     datamodule: Any = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if is_datamodule(self.train):
             self.datamodule, self.train = self.train, None
-        for name in ("train", "val", "test"):
-            part = getattr(self, name)
-            if part is None:
-                continue
-            setattr(self, name, checked(name, part))
-        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0)):
+        whole = (("batch_size", 1), ("eval_batch_size", 1), ("workers", 0), ("epoch_samples", 1), ("tokens", 1))
+        for name, least in whole:
             value = as_python(getattr(self, name))
             setattr(self, name, value)
-            if value is None and name == "eval_batch_size":
+            if value is None and name not in ("batch_size", "workers"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
+        self._roles = Roles(self.input, self.target, self.weight)
+        for name in ("train", "val", "test"):
+            part = getattr(self, name)
+            if isinstance(part, IterableDataset):
+                size = self.batch_size if name == "train" else self.eval_batch_size or self.batch_size
+                part = DataLoader(
+                    part,
+                    size,
+                    num_workers=min(self.workers, 1),  # each of several workers would read the whole stream
+                    collate_fn=self.collate,
+                    drop_last=self.drop_last and name == "train",
+                )
+            if part is not None:
+                setattr(self, name, checked(name, part, formats=self.collate is None))
+        names = ("weights", "balance", "epoch_samples", "lengths", "tokens")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if given and (self.train is None or self.is_ready("train")):
+            names_given = " and ".join(given)
+            raise UserError(f"Data({names_given}=...): a loader draws its own samples; give the data set itself")
+        self._order = order_of(self.train, self._roles, self.batch_size, self.replacement, given) if given else None
 
     @property
     def validates(self) -> bool:
@@ -78,9 +138,35 @@ class Data:
         chosen = getattr(self, part)
         return None if chosen is None or is_ready(chosen) else length_of(chosen)
 
+    def steps(self, accumulate: int = 1) -> int | None:
+        """Return the number of optimizer steps of an epoch on one rank, None if only the user's loader knows."""
+        if self.train is None or self.is_ready("train"):
+            return None
+        return len(self.train_loader(seed=0, accumulate=accumulate))
+
+    def part(self, name: str) -> Any:
+        """Return a part, ``"train"``, ``"val"`` or ``"test"``; of a data module its loader, None if there is none."""
+        given = getattr(self, name)
+        if given is None and self.datamodule is not None and overridden(self.datamodule, f"{name}_dataloader"):
+            given = getattr(self.datamodule, f"{name}_dataloader")()
+            if isinstance(given, (list, tuple)) and len(given) == 1:
+                given = given[0]
+            if isinstance(given, (list, tuple, dict)):
+                kind = type(self.datamodule).__name__
+                raise UserError(
+                    f"{kind}.{name}_dataloader: gives {len(given)} loaders; a network takes one, or a LightningModule"
+                    " whose steps read several"
+                )
+        return given
+
     def is_ready(self, part: str) -> bool:
         """Return whether a part, ``"train"``, ``"val"`` or ``"test"``, already yields batches."""
-        return is_ready(getattr(self, part))
+        chosen = getattr(self, part)
+        return is_ready(chosen) if chosen is not None else self.datamodule is not None
+
+    def lost(self) -> list[str]:
+        """Return what a run on these data cannot promise, a sentence each; empty for samples, whose order is keyed."""
+        return what_is_lost(self.train) if self.train is not None and self.is_ready("train") else []
 
     def train_loader(
         self,
@@ -91,7 +177,7 @@ class Data:
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
-    ) -> TrainLoader:
+    ) -> TrainLoader | WindowLoader:
         """Return the loader of the training part.
 
         Args:
@@ -101,9 +187,31 @@ class Data:
             rank: index of this process.
             world: number of processes.
             pin_memory: copy batches into page-locked memory, for a GPU.
+
+        Raises:
+            UserError: if there are transforms of samples, but a loader that yields batches.
         """
+        chosen = self.part("train")
+        if chosen is None:
+            raise UserError("the recipe's data have no training part: give Data(train=...)")
+        if is_ready(chosen):
+            if transforms:
+                names = " and ".join(name for name, _ in transforms)
+                raise UserError(
+                    f"{names}: changes samples, but Data(train=...) is a {type(chosen).__name__}, which yields batches;"
+                    " give the data set itself, or augment in it"
+                )
+            return WindowLoader(
+                chosen,
+                accumulate,
+                Stream(seed, "loader"),
+                rank=rank,
+                world=world,
+                sharded=self.sharded or gives_ranks_their_own(chosen),
+                roles=self._roles,
+            )
         return TrainLoader(
-            self.train,
+            chosen,
             batch_size=self.batch_size,
             seed=seed,
             accumulate=accumulate,
@@ -114,10 +222,12 @@ class Data:
             collate=self.collate,
             drop_last=self.drop_last,
             pin_memory=pin_memory,
+            order=self._order,
+            roles=self._roles,
         )
 
-    def eval_loader(self, part: str, *, rank: int = 0, world: int = 1) -> EvalLoader:
-        """Return a loader of one part in order; ranks get disjoint slices of it.
+    def eval_loader(self, part: str, *, rank: int = 0, world: int = 1) -> EvalLoader | ReadyLoader:
+        """Return a loader of one part in order; ranks get disjoint slices of it, or a user's loader's batches in turn.
 
         Args:
             part: ``"train"``, ``"val"`` or ``"test"``.
@@ -127,9 +237,12 @@ class Data:
         Raises:
             UserError: if the data have no such part, or fewer samples than there are ranks.
         """
-        chosen = getattr(self, part)
+        chosen = self.part(part)
         if chosen is None:
             raise UserError(f"the recipe's data have no {part} part: give Data({part}=...)")
+        if is_ready(chosen):
+            sharded = self.sharded or gives_ranks_their_own(chosen)
+            return ReadyLoader(chosen, part, rank=rank, world=world, roles=self._roles, sharded=sharded)
         if length_of(chosen) < world:
             raise UserError(
                 f"Data({part}=...): {length_of(chosen)} samples for {world} ranks; use fewer --trainer.devices"
@@ -141,12 +254,24 @@ class Data:
             world=world,
             workers=self.workers,
             collate=self.collate,
+            roles=self._roles,
         )
 
     def joined(self) -> Data:
-        """Return the same data with the validation part added to the training part."""
-        if self.val is None:
+        """Return the same data with the validation part added to the training part.
+
+        Raises:
+            UserError: if the two are not samples, or the order of training samples is declared for the training part.
+        """
+        if self.val is None and self.datamodule is None:
             return self
+        if self.train is None or self.is_ready("train") or self.is_ready("val"):
+            raise UserError("training on training and validation part together needs their samples, not loaders")
+        if self._order is not None:
+            raise UserError(
+                "training on training and validation part together: Data(weights, balance, epoch_samples, lengths)"
+                " say nothing of the validation part; leave them out"
+            )
         if isinstance(self.train, tuple) and isinstance(self.val, tuple):
             joined: Part = tuple(torch.cat(pair) for pair in zip(self.train, self.val, strict=True))
         else:

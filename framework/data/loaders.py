@@ -1,22 +1,21 @@
-"""Loaders: training batches in keyed order, one window per optimizer step, and evaluation batches in order."""
+"""``TrainLoader``: training batches in keyed order, one window per optimizer step."""
 
 from __future__ import annotations
 
-import random
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, Dataset
 
-from framework.data.parts import Part, as_dataset, length_of
+from framework.data.order import Order
+from framework.data.parts import Columns, Part, as_dataset, is_held, length_of
+from framework.data.roles import Roles
+from framework.data.samples import Samples, SampleTransform
 from framework.data.workers import Workers
-from framework.errors import UserError, note
+from framework.errors import UserError
 from framework.ops.keyed import Stream
-
-SampleTransform = Callable[[Any, np.random.Generator], Any]
 
 
 class Window(NamedTuple):
@@ -54,6 +53,8 @@ class TrainLoader:
         collate: makes a batch of a list of samples, None for torch's ``default_collate``.
         drop_last: whether to drop the samples at the end of an epoch that do not fill a whole step.
         pin_memory: copy batches into page-locked memory, for a GPU.
+        order: draws the samples of an epoch, None for each sample once.
+        roles: names the parts of each batch, None to leave them where they stand.
 
     Raises:
         UserError: if the part has too few samples for a step.
@@ -73,6 +74,8 @@ class TrainLoader:
         collate: Callable[[list[Any]], Any] | None = None,
         drop_last: bool = False,
         pin_memory: bool = False,
+        order: Order | None = None,
+        roles: Roles | None = None,
     ) -> None:
         self.epoch = 0
         self.start = 0
@@ -81,20 +84,29 @@ class TrainLoader:
         self._batch_size = batch_size
         self._rank, self._world = rank, world
         self.samples_per_step = world * accumulate * batch_size
-        self._length = length_of(part)
-        whole, rest = divmod(self._length, self.samples_per_step)
+        self._order = order or Order(length_of(part))
+        self._accumulate, self._length = accumulate, self._order.count
+        if self._order.groups is None:
+            whole, rest = divmod(self._length, self.samples_per_step)
+        else:
+            whole, rest = divmod(len(self._order.groups.sizes), world * accumulate)
+            self.samples_per_step = self._length // max(whole, 1)
         self._steps = whole + (rest >= world and not drop_last)
         if self._steps == 0:
+            what = "training samples" if self._order.groups is None else "samples, grouped by length,"
             raise UserError(
-                f"Data(batch_size={batch_size}): {self._length} training samples do not fill a step of"
+                f"Data(batch_size={batch_size}): {self._length} {what} do not fill a step of"
                 f" {self.samples_per_step}; lower batch_size or accumulation, or leave drop_last out"
             )
         self._stream = Stream(seed, "sample order")
+        self._roles = roles or None
         self._workers: Workers | None = None
-        if transforms or collate is not None or not isinstance(part, tuple):
-            samples = _Samples(as_dataset(part), seed, transforms)
+        if transforms or collate is not None or not is_held(part):
+            early = self._roles if collate is None else None  # a collate of the user's reads its samples as they are
+            samples = Samples(as_dataset(part), seed, transforms, early)
+            self._roles = self._roles if early is None else None
             generator = Stream(seed, "loader").torch()
-            self._workers = Workers(samples, _Order(self), collate, workers, generator, pin_memory)
+            self._workers = Workers(samples, _Micros(self), collate, workers, generator, pin_memory)
 
     def __len__(self) -> int:
         return self._steps
@@ -114,43 +126,77 @@ class TrainLoader:
 
     def permutation(self) -> Tensor:
         """Return the order of the samples in the current epoch."""
-        return torch.randperm(self._length, generator=self._stream.torch(self.epoch))
+        return self._order(self._stream, self.epoch)[0]
 
-    def shares(self) -> Iterator[tuple[int, int, int, int]]:
-        """Yield ``(low, high, start, total)`` per step: this rank's slice of the order, its offset, the step's size."""
+    def shares(self, cuts: list[int] | None = None) -> Iterator[tuple[list[int], int, int]]:
+        """Yield ``(cuts, start, total)`` per step: what this rank takes of the epoch's order.
+
+        ``cuts`` are the positions in the order at which its micro-batches begin and end, ``start`` is its first
+        sample's position in the step, and ``total`` the step's number of samples over ranks.
+
+        Args:
+            cuts: where the order is cut into micro-batches, None for equal sizes.
+        """
+        size, rank, world = self._batch_size, self._rank, self._world
         for step in range(self.start, self._steps):
+            if cuts is not None:
+                first = step * world * self._accumulate
+                each = min(self._accumulate, (len(cuts) - 1 - first) // world)
+                own = cuts[first + rank * each : first + (rank + 1) * each + 1]
+                yield own, own[0] - cuts[first], cuts[first + world * each] - cuts[first]
+                continue
             base = step * self.samples_per_step
             total = min(self.samples_per_step, self._length - base)
-            low, high = total * self._rank // self._world, total * (self._rank + 1) // self._world
-            yield base + low, base + high, low, total
+            low, high = total * rank // world, total * (rank + 1) // world
+            yield [*range(base + low, base + high, size), base + high], low, total
 
     def sample_at(self, step: int, position: int) -> int:
         """Return the index in the part of a sample, given its step in the current epoch and its position over ranks."""
-        return int(self.permutation()[step * self.samples_per_step + position])
+        order, cuts = self._order(self._stream, self.epoch)
+        base = step * self.samples_per_step if cuts is None else cuts[step * self._world * self._accumulate]
+        return int(order[base + position])
 
     def untransformed(self, count: int) -> list[Any]:
         """Return the first samples of the next step, at most ``count``, without the plugins' transforms."""
-        low, high, _, _ = next(self.shares())
-        samples = _Samples(as_dataset(self._part), self._stream.seed, ())
-        return [samples[self.epoch, index] for index in self.permutation()[low : min(low + count, high)].tolist()]
+        order, cuts = self._order(self._stream, self.epoch)
+        own, _, _ = next(self.shares(cuts))
+        samples = Samples(as_dataset(self._part), self._stream.seed, (), self._roles)
+        return [samples[self.epoch, index] for index in order[own[0] : min(own[0] + count, own[-1])].tolist()]
 
     def __iter__(self) -> Iterator[Window]:
-        size = self._batch_size
-        if self._workers is None:
-            tensors, order = self._part, self.permutation()
-            for low, high, start, total in self.shares():
-                cuts = [order[a : min(a + size, high)] for a in range(low, high, size)]
+        order, cuts = self._order(self._stream, self.epoch)
+        if self._workers is not None:
+            self._workers.begin()
+            for own, start, total in self.shares(cuts):
+                batches = [self._named(self._workers.next()) for _ in own[1:]]
+                yield Window(batches, start, total, own[-1] - own[0])
+        elif isinstance(self._part, Columns) or self._roles is not None:
+            take = self._part.take if isinstance(self._part, Columns) else self._take
+            for own, start, total in self.shares(cuts):
+                batches = [self._named(take(order[a:b])) for a, b in itertools.pairwise(own)]
+                yield Window(batches, start, total, own[-1] - own[0])
+        else:
+            tensors = self._part
+            for own, start, total in self.shares(cuts):
+                parts = [order[a:b] for a, b in itertools.pairwise(own)]
                 # without a variable, which would keep this batch alive while the next is made
                 yield Window(
-                    [tuple([t.index_select(0, cut) for t in tensors]) for cut in cuts],  # type: ignore[union-attr]
+                    [tuple([t.index_select(0, part) for t in tensors]) for part in parts],  # type: ignore[union-attr]
                     start,
                     total,
-                    high - low,
+                    own[-1] - own[0],
                 )
-        else:
-            self._workers.begin()
-            for low, high, start, total in self.shares():
-                yield Window([self._workers.next() for _ in range(low, high, size)], start, total, high - low)
+
+    @contextmanager
+    def aside(self) -> Iterator[Iterator[Any]]:
+        """Return a context with an iterator of the epoch's micro-batches."""
+        yield (batch for window in self for batch in window.batches)
+
+    def _take(self, indices: Tensor) -> Any:
+        return tuple([t.index_select(0, indices) for t in self._part])  # type: ignore[union-attr]
+
+    def _named(self, batch: Any) -> Any:
+        return batch if self._roles is None else self._roles(batch)
 
     @property
     def exit_code(self) -> int | None:
@@ -163,7 +209,7 @@ class TrainLoader:
             self._workers.end()
 
 
-class _Order:
+class _Micros:
     """Batch sampler: yields the ``(epoch, index)`` pairs of each micro-batch."""
 
     def __init__(self, loader: TrainLoader) -> None:
@@ -171,95 +217,8 @@ class _Order:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         loader = self._loader
-        epoch, order = loader.epoch, loader.permutation().tolist()
-        for low, high, _, _ in loader.shares():
-            for a in range(low, high, loader._batch_size):
-                yield [(epoch, index) for index in order[a : min(a + loader._batch_size, high)]]
-
-
-class _Samples(Dataset[Any]):
-    """A data set that applies the plugins' transforms to each sample, with draws keyed by epoch and sample.
-
-    The user's data set may draw from the global generators of torch, NumPy and Python: these are seeded per sample as
-    well, so that samples are the same for any number of workers.
-    """
-
-    def __init__(self, dataset: Dataset[Any], seed: int, transforms: Sequence[tuple[str, SampleTransform]]) -> None:
-        self._dataset = dataset
-        self._plain = isinstance(dataset, torch.utils.data.TensorDataset)
-        self._own = Stream(seed, "data set")
-        self._transforms = [(name, Stream(seed, name), transform) for name, transform in transforms]
-
-    def __getitem__(self, where: tuple[int, int]) -> Any:
-        epoch, index = where
-        if not self._plain:
-            key = self._own.key(epoch, index)
-            torch.default_generator.manual_seed(key >> 1)
-            random.seed(key)
-            np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that the user's data set may draw from
-        sample = self._dataset[index]
-        for name, stream, transform in self._transforms:
-            try:
-                sample = transform(sample, stream.numpy(epoch, index))
-            except UserError:
-                raise
-            except Exception as error:  # noted here: only the text of an error comes back from a worker
-                kind = type(getattr(transform, "__self__", transform))
-                error.add_note(note(name, kind, "transform_sample", f" for training sample {index}", error))
-                raise
-        return sample
-
-
-class EvalLoader:
-    """Yields the batches of a part in order, from this rank's contiguous slice of it.
-
-    Args:
-        part: the part.
-        batch_size: samples per batch.
-        rank: index of this process.
-        world: number of processes.
-        workers: number of loader processes.
-        collate: makes a batch of a list of samples, None for torch's ``default_collate``.
-    """
-
-    def __init__(
-        self,
-        part: Part,
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
-        collate: Callable[[list[Any]], Any] | None = None,
-    ) -> None:
-        self._part = part
-        self._size = batch_size
-        length = length_of(part)
-        self._low, self._high = length * rank // world, length * (rank + 1) // world
-        self._workers: Workers | None = None
-        if collate is not None or not isinstance(part, tuple):
-            samples = torch.utils.data.Subset(as_dataset(part), range(self._low, self._high))
-            batches = BatchSampler(range(self._high - self._low), self._size, drop_last=False)
-            self._workers = Workers(samples, batches, collate, workers, torch.Generator().manual_seed(0))
-
-    def __len__(self) -> int:
-        return -(-(self._high - self._low) // self._size)
-
-    def __iter__(self) -> Iterator[Any]:
-        if self._workers is not None:
-            self._workers.begin()
-            for _ in range(len(self)):
-                yield self._workers.next()
-            return
-        for low in range(self._low, self._high, self._size):
-            yield tuple([t[low : min(low + self._size, self._high)] for t in self._part])  # type: ignore[union-attr]
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code of a worker that failed, None if none did."""
-        return None if self._workers is None else self._workers.exit_code
-
-    def close(self) -> None:
-        """Stop the workers; they start again when the loader is next used."""
-        if self._workers is not None:
-            self._workers.end()
+        epoch, (drawn, cuts) = loader.epoch, loader._order(loader._stream, loader.epoch)
+        order = drawn.tolist()
+        for own, _, _ in loader.shares(cuts):
+            for a, b in itertools.pairwise(own):
+                yield [(epoch, index) for index in order[a:b]]

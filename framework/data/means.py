@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from framework.errors import UserError
 
 _CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 _FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -61,14 +65,89 @@ def total_weight(loss: Any, target: Any) -> Tensor | None:
         >>> total_weight(nn.CrossEntropyLoss(ignore_index=1), torch.tensor([0, 1, 1]))
         tensor(1)
     """
+    mask = counted(loss, target)
+    if mask is None:
+        return None
+    if mask.ndim == 1 and mask.dtype == torch.bool and bool(mask.all()):
+        return None
+    return mask.sum()
+
+
+def counted(loss: Any, target: Any) -> Tensor | None:
+    """Return how much each target counts in a cross-entropy: its class weight, or whether it is not ignored.
+
+    Args:
+        loss: the loss.
+        target: class indices of any shape.
+
+    Returns:
+        A tensor of the target's shape; None if all samples count the same, as for probabilities of classes.
+    """
     if not may_be_uneven(loss) or not isinstance(target, Tensor) or target.is_floating_point() or target.is_complex():
         return None
     counts = target != option_of(loss, "ignore_index", _IGNORED)
-    weight = option_of(loss, "weight")
-    if weight is not None:
-        total: Tensor = weight.to(target.device)[target.where(counts, 0)].where(counts, 0.0).sum()
-        return total
-    return None if bool(counts.all()) else counts.sum()
+    weight: Tensor | None = option_of(loss, "weight")
+    return counts if weight is None else weight.to(target.device)[target.where(counts, 0)].where(counts, 0.0)
+
+
+def weighted_mean(loss: Any, prediction: Any, target: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return a loss as a mean over weighted samples, and what it divides by.
+
+    .. math:: J = \frac{\sum_n w_n \sum_t c_{nt}\,\ell_{nt}}{\sum_n w_n \sum_t c_{nt}}
+
+    with the loss :math:`\ell_{nt}` of entry t of sample n, and :math:`c_{nt}` as :func:`counted` gives it, 1 for other
+    losses, whose entries are averaged over t first.
+
+    Args:
+        loss: a loss of torch's or another that takes ``reduction="none"``, or one that returns a value per sample.
+        prediction: the network's output.
+        target: the target.
+        weight: the samples' weights w, ``(samples,)``.
+
+    Raises:
+        UserError: if the loss gives one number for all samples.
+
+    Example:
+        >>> x, y = torch.tensor([1.0, 2.0]), torch.zeros(2)
+        >>> weighted_mean(nn.MSELoss(), x, y, torch.tensor([3.0, 1.0]))
+        (tensor(1.7500), tensor(4.))
+    """
+    values = unreduced(loss)(prediction, target)
+    if not isinstance(values, Tensor) or not values.ndim or len(values) != len(weight):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise UserError(
+            f"the data give each sample a weight, but the loss {name} returns one number for all; let it take"
+            " reduction='none', or return a value per sample"
+        )
+    values, weight = values.flatten(1) if values.ndim > 1 else values[:, None], weight.to(values.dtype)
+    counts = counted(loss, target)
+    if counts is None:
+        total = weight.sum()
+        return torch.dot(weight, values.mean(1)) / total, total
+    # with class weights torch has multiplied each value by its own already
+    total = torch.dot(weight, counts.flatten(1).sum(1).to(weight.dtype) if counts.ndim > 1 else counts.to(weight.dtype))
+    return torch.dot(weight, values.sum(1)) / total, total
+
+
+@functools.lru_cache(maxsize=8)
+def unreduced(loss: Any) -> Any:
+    """Return a loss that gives a value per sample or entry: by ``reduction="none"``, if it has that.
+
+    Example:
+        >>> unreduced(F.mse_loss)(torch.ones(2), torch.zeros(2))
+        tensor([1., 1.])
+    """
+    if isinstance(loss, nn.Module):
+        if not hasattr(loss, "reduction"):
+            return loss
+        alone: Any = copy.copy(loss)
+        alone.reduction = "none"
+        return alone
+    try:
+        takes = "reduction" in inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        takes = False
+    return functools.partial(loss, reduction="none") if takes else loss
 
 
 def is_elementwise(loss: Any) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric.utilities.data import _set_sampler_epoch
+from torch.utils.data import DataLoader, IterableDataset
 
 from framework.data.loaders import Window
-from framework.data.memory import memory_of, recall
+from framework.data.memory import forgotten, memory_of, recall
+from framework.data.roles import Roles
+from framework.data.sharing import Turns, shared, twin
 from framework.errors import UserError
-from framework.ops.generators import set_generators, state_of_generators
+from framework.ops.generators import seed_generators, set_generators, state_of_generators
 from framework.ops.keyed import Stream
 
 
@@ -34,19 +36,39 @@ class WindowLoader:
         loader: yields batches; of known length if it has ``__len__``.
         accumulate: batches per window; the last window of an epoch may have fewer.
         stream: keys the draws, None to leave the global generators alone.
+        rank: index of this process.
+        world: number of processes, which take the loader's batches in turn; up to ``world - 1`` at the end of an epoch
+            are left out.
+        sharded: whether the loader gives each rank its own batches already; an epoch then ends for all ranks when it
+            ends for one.
+        roles: names the parts of each batch, None to leave them where they stand.
 
     Attributes:
         epoch: the current epoch.
         start: windows of the epoch that were trained on before the run was resumed.
     """
 
-    def __init__(self, loader: Any, accumulate: int = 1, stream: Stream | None = None) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        accumulate: int = 1,
+        stream: Stream | None = None,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        sharded: bool = False,
+        roles: Roles | None = None,
+    ) -> None:
         self.loader = loader
         self.epoch = 0
         self.start = 0
         self.sampler = self  # Lightning looks for the sampler's set_epoch
-        self._accumulate = accumulate
-        self._stream = stream
+        self._accumulate, self._stream, self._roles = accumulate, stream, roles or None
+        self._rank, self._world, self._sharded = rank, world, world > 1 and sharded
+        take_turns = (world > 1 and not sharded) or (stream is not None and not self._sharded)
+        self._source = shared(loader, rank, world) if take_turns else loader
+        turns = getattr(self._source, "batch_sampler", None)
+        self._turns = turns if isinstance(turns, Turns) else None
         self._batches: Iterator[Any] = iter(())
         self._begun: dict[str, Any] = {}
         self._kept: dict[str, Any] | None = None
@@ -54,7 +76,8 @@ class WindowLoader:
         self._read = self._batch_count = 0  # windows and batches of the epoch
 
     def __len__(self) -> int:
-        return -(-len(self.loader) // self._accumulate)
+        batches = len(self.loader) if self._sharded else len(self.loader) // self._world
+        return -(-batches // self._accumulate)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; for the current epoch, keep the position set in :attr:`start`."""
@@ -72,7 +95,7 @@ class WindowLoader:
 
     def position(self) -> dict[str, Any]:
         """Return this rank's position as plain data: states at the start of the epoch and now, and windows read."""
-        own = self.loader.state_dict() if hasattr(self.loader, "load_state_dict") else None
+        own = self._source.state_dict() if hasattr(self._source, "load_state_dict") else None
         return {"begun": self._begun, "now": self._state(), "read": self._read, "loader": own}
 
     def resume(self, kept: dict[str, Any]) -> None:
@@ -82,12 +105,28 @@ class WindowLoader:
     @contextmanager
     def aside(self) -> Iterator[Iterator[Any]]:
         """Return a context with an iterator of the epoch's batches that leaves generators and samplers as they were."""
+        if self.is_spent_by_reading:
+            name = type(self.loader).__name__
+            raise UserError(
+                f"Data(train=...): {name} is an iterator, which yields its batches once: to look at some besides"
+                " training, give an object whose __iter__ begins anew, or a DataLoader"
+            )
         present = {"draws": state_of_generators(), "memory": memory_of(self.loader)}
         try:
-            self._set(self._begun or present)
-            yield iter(self.loader)
+            if self._stream is None or self._begun:
+                self._set(self._begun or present)
+            self._seed(-1)
+            yield map(self._named, iter(twin(self.loader)))
         finally:
             self._set(present)
+
+    @property
+    def is_spent_by_reading(self) -> bool:
+        """Whether the loader is an iterator, which cannot begin anew."""
+        return hasattr(self.loader, "__next__")
+
+    def _named(self, batch: Any) -> Any:
+        return batch if self._roles is None else self._roles(batch)
 
     def _state(self) -> dict[str, Any]:
         draws = state_of_generators() if self._stream is None else None
@@ -102,15 +141,22 @@ class WindowLoader:
     def _begin(self) -> None:
         self._seed(-1)
         self._begun = self._state()
-        self._batches = iter(self.loader)
+        self._open()
         self._read = self._batch_count = 0
+
+    def _open(self) -> None:
+        """Begin an iteration of the loader."""
+        if self._turns is not None and self._stream is not None:
+            # the order is one for all ranks and numbers of workers, while the workers of each rank draw their own
+            self._turns.draws = state_of_generators()
+            key = self._stream.key(self.epoch, 0, self._rank)
+            self._source.__dict__["generator"] = torch.Generator().manual_seed(key >> 1)
+        self._batches = iter(self._source)
 
     def _seed(self, batch: int) -> None:
         if self._stream is not None:
-            key = self._stream.key(self.epoch, batch + 1)
-            torch.default_generator.manual_seed(key >> 1)
-            random.seed(key)
-            np.random.seed(key & 0xFFFFFFFF)  # noqa: NPY002 - the generator that the user's data set may draw from
+            own = self._sharded or (self._turns is not None and batch >= 0)
+            seed_generators(self._stream.key(self.epoch, batch + 1, self._rank if own else 0))
 
     def __iter__(self) -> Iterator[Window]:
         if self._used:  # Lightning begins an iteration only to see whether it can
@@ -133,9 +179,24 @@ class WindowLoader:
         for offset in range(self._accumulate):
             self._seed(self._read * self._accumulate + offset)
             batches += islice(self._batches, 1)
+        if self._sharded and not self._all_have(len(batches)):
+            return None
         self._batch_count += len(batches)
         self._read += 1 if batches else 0
-        return Window(batches, 0, None, None) if batches else None
+        return Window([self._named(batch) for batch in batches], 0, None, None) if batches else None
+
+    def _all_have(self, count: int) -> bool:
+        """Return whether every rank has a batch; a rank without one would let the others wait forever."""
+        counts: list[Any] = [None] * self._world
+        torch.distributed.all_gather_object(counts, count)
+        if max(counts) > 0 and min(counts) == 0 and self._rank == 0:
+            ended = counts.index(0)
+            warnings.warn(
+                f"Data(train=...): the ranks' loaders yield unequal numbers of batches: rank {ended} ended after"
+                f" {self._read} steps, and the epoch ends there for all",
+                stacklevel=2,
+            )
+        return bool(min(counts))
 
     def _go_on(self) -> list[Window]:
         """Go to the position of a resumed run; return the windows that Lightning had read ahead there."""
@@ -146,8 +207,9 @@ class WindowLoader:
                 self._begin()
             return []
         if kept["loader"] is not None:
-            self.loader.load_state_dict(kept["loader"])
-            self._batches = iter(self.loader)
+            self._source.load_state_dict(kept["loader"])
+            self._seed(-1)
+            self._open()
             self._read, self._batch_count = self.start, self.start * self._accumulate
             ahead = []
         else:
@@ -174,6 +236,13 @@ class WindowLoader:
             announced = len(self.loader)
         except TypeError:  # a stream
             announced = read
+        if self._world > 1:
+            announced = read if self._sharded else announced // self._world
+        if read == 0 and self.epoch and self.is_spent_by_reading:
+            raise UserError(
+                f"Data(train=...): {name} is used up: an iterator yields its batches once; give an object whose"
+                " __iter__ begins anew, or trainer.max_epochs=1"
+            )
         if read == 0:
             raise UserError(f"Data(train=...): {name} yielded no batch; give at least one")
         if read < announced:
@@ -181,3 +250,30 @@ class WindowLoader:
                 f"Data(train=...): {name} ended after {read} batches, but its length is {announced}; correct its"
                 " __len__, or leave it out"
             )
+
+
+def what_is_lost(loader: Any) -> list[str]:
+    """Return what a run on a user's loader cannot promise, a sentence each; empty if it is as exact as on samples.
+
+    Args:
+        loader: yields batches.
+    """
+    name, stateful = type(loader).__name__, hasattr(loader, "load_state_dict")
+    found = [f"{one}: its state cannot be kept, so a resumed run may have another order" for one in forgotten(loader)]
+    if getattr(loader, "persistent_workers", False):
+        found.append(
+            f"{name}(persistent_workers=True): what its workers draw goes on from epoch to epoch, so a resumed run is"
+            " exact only if the data set draws nothing"
+        )
+    stream = not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
+    if hasattr(loader, "__next__"):
+        found.append(f"{name} yields its batches once: one epoch, and no resuming within it")
+    elif stream and not stateful:
+        source = type(getattr(loader, "dataset", loader)).__name__
+        found.append(
+            f"the order of {source} is its own, not keyed by the seed; a resumed run reads again what was read in the"
+            " epoch, and is exact if that comes in the same order"
+        )
+    elif not stateful:
+        found.append("a resumed run loads again what was loaded in the epoch, to find its place")
+    return found

@@ -13,13 +13,14 @@ from torchmetrics import Metric
 
 from framework.data.batch import input_of
 from framework.data.data import Data
-from framework.data.loaders import EvalLoader, TrainLoader, Window
+from framework.data.loaders import TrainLoader, Window
 from framework.data.ready import WindowLoader
+from framework.engine.calls import prediction_of
 from framework.engine.forward import Forward
 from framework.engine.gradient import Gradient
 from framework.engine.history import warn_of_first
+from framework.engine.loading import Loading
 from framework.engine.logged import add_logged
-from framework.engine.objective import Objective
 from framework.engine.recorder import Recorder
 from framework.engine.skips import OnNonFinite, Skips
 from framework.engine.state import restore_run, state_of_run
@@ -36,7 +37,7 @@ _NOT_ASKED = {
 }
 
 
-class Core(Objective):
+class Core(Loading):
     r"""Trains a network on :math:`\tilde J = J + \sum_i \alpha_i \Omega_i`: the loss J and the terms of the plugins.
 
     For another kind of objective (a language model, an autoencoder, several losses) subclass it, override
@@ -88,9 +89,9 @@ class Core(Objective):
     ) -> None:
         if on_nonfinite not in ("stop", "skip"):
             raise UserError(f"on_nonfinite={on_nonfinite!r}: must be 'stop' or 'skip'")
-        super().__init__(model, loss, plugins, data, seed, compile)
+        super().__init__(model, loss, plugins, data, seed, compile, accumulate)
         self.automatic_optimization = False
-        self.accumulate, self.monitor, self.mode = accumulate, monitor, mode
+        self.monitor, self.mode = monitor, mode
         self.recorder = Recorder(self, metrics or {}, monitor, mode)
         self.again = self._forward_kind(self)
         self.skips = Skips(self, self.recorder) if on_nonfinite == "skip" else None
@@ -100,7 +101,6 @@ class Core(Objective):
         self._within: list[Any] = []
         self._logged_before: dict[str, Any] = {}
         self._before: int | None = None
-        self._loaders: dict[str, TrainLoader | EvalLoader | WindowLoader] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -129,65 +129,6 @@ class Core(Objective):
             self.update.monitor = scheduler.get("monitor") or "val/loss"
             config["lr_scheduler"] = {key: value for key, value in scheduler.items() if key != "monitor"}
         return config
-
-    # ---- data --------------------------------------------------------------------------------------------------------
-
-    def train_dataloader(self) -> TrainLoader:
-        """Return the training loader, whose batches are windows."""
-        trainer = self.trainer
-        self.close_loaders("train")
-        self._loaders["train"] = loader = self._data.train_loader(
-            seed=self.seed,
-            accumulate=self.accumulate,
-            transforms=self._sample_transforms,
-            rank=trainer.global_rank,
-            world=trainer.world_size,
-            pin_memory=trainer.strategy.root_device.type == "cuda",
-        )
-        if self._overfits:
-            del loader.sampler  # without a sampler Lightning repeats the order of the first epoch in all epochs
-        return loader
-
-    def val_dataloader(self) -> EvalLoader | list[Any]:
-        """Return the loader of the validation part, or an empty list if there is none."""
-        return [] if self._data.val is None else self._eval_loader("val")
-
-    def test_dataloader(self) -> EvalLoader:
-        """Return the loader of the test part, for test."""
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> EvalLoader:
-        """Return the loader of the test part, for predict."""
-        return self._eval_loader("test")
-
-    def _eval_loader(self, part: str) -> EvalLoader:
-        self.close_loaders(part)
-        loader = self._data.eval_loader(part, rank=self.trainer.global_rank, world=self.trainer.world_size)
-        self._loaders[part] = loader
-        return loader
-
-    def close_loaders(self, *parts: str) -> None:
-        """Stop the worker processes of the loaders of the given parts, or of all parts if none is given."""
-        for part in parts or tuple(self._loaders):
-            if part in self._loaders:
-                self._loaders[part].close()
-
-    def exit_code_of_workers(self) -> int | None:
-        """Return the exit code of a loader's worker that failed, None if none did."""
-        return next((code for loader in self._loaders.values() if (code := loader.exit_code)), None)
-
-    def teardown(self, stage: str) -> None:
-        """Stop the loaders' worker processes."""
-        self.close_loaders()
-
-    @property
-    def _samples_per_step(self) -> int | None:
-        loader = self._loaders.get("train")
-        return loader.samples_per_step if isinstance(loader, TrainLoader) else None
-
-    @property
-    def _overfits(self) -> bool:
-        return bool(self.trainer.overfit_batches)  # type: ignore[attr-defined] # set outside of __init__
 
     # ---- training ----------------------------------------------------------------------------------------------------
 
@@ -249,6 +190,7 @@ class Core(Objective):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the run's own state to a checkpoint. A collective: every rank must call it."""
         checkpoint["framework"] = state_of_run(self, self.recorder, self._samples_per_step)
+        self.place.keep(checkpoint, self._loaders.get("train"), self._own_metrics())
         # "state_dict" is that of the network alone, which plain torch can load
         state = checkpoint.get("state_dict", {})
         beside = {name: state.pop(name) for name in list(state) if not name.startswith(self._prefix)}
@@ -262,6 +204,7 @@ class Core(Objective):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the run's own state from a checkpoint."""
         self._within, self._before = restore_run(self, self.recorder, checkpoint)
+        self.place.find(checkpoint)
         kept = checkpoint["framework"]
         trained = kept.get("trained") if self.trainer.state.fn == "fit" else None
         for more in (kept.get("beside"), trained):
@@ -279,8 +222,8 @@ class Core(Objective):
         self.recorder.evaluate("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return the network's output for one batch."""
-        return self(input_of(batch))
+        """Return the network's prediction for one batch: of an output with several entries the one called so."""
+        return prediction_of(self(input_of(batch)))
 
     def on_validation_start(self) -> None:
         """Switch to the evaluation weights, after freeing the gradients, which the next step drops anyway."""

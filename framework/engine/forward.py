@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins import MixedPrecision
 
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.objective import Objective
 
 

@@ -14,8 +14,10 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from framework.data.batch import weight_of
 from framework.data.loaders import Window
 from framework.data.means import is_uneven, may_be_uneven
+from framework.data.outcome import Outcome
 from framework.engine.forward import Forward
 from framework.engine.nonfinite import explain_nonfinite
 from framework.engine.objective import Objective
@@ -53,7 +55,7 @@ class Gradient:
         self._sharded = False
         self._buffers: list[Tensor] = []
         self._backward: Callable[[Tensor], None] = objective.manual_backward
-        self._counts, self._checks = "samples", True
+        self._counts, self._checks, self._weighs = "samples", True, False
 
     def prepare(self) -> None:
         """Choose how to run backward under the run's strategy; called once training starts."""
@@ -65,6 +67,7 @@ class Gradient:
         uneven = is_uneven(objective.loss) or (several and may_be_uneven(objective.loss))
         self._counts = "own" if own else "uneven" if uneven else "samples"
         self._checks = not own
+        self._weighs = not own and type(objective).compute_loss is Objective.compute_loss
         wrapped = trainer.strategy.model
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         check_shards(trainer, objective.model, type(objective).__name__)
@@ -136,7 +139,8 @@ class Gradient:
                 " J is a mean over something other than samples, override count in a subclass of Core"
             )
         shares = [count * world / (window.total or 1) for count in counts]
-        if self._counts == "samples" or (self._counts == "uneven" and len(counts) == world == 1):
+        weighted = self._weighs and weight_of(window.batches[0]) is not None
+        if not weighted and (self._counts == "samples" or (self._counts == "uneven" and len(counts) == world == 1)):
             return shares, [float(count) for count in counts], [1.0] * len(counts)
         sizes = [float(objective.count(batch)) for batch in window.batches]
         total = sum(sizes)
@@ -161,7 +165,7 @@ class Gradient:
                     answers.notify("edit_weights", step)
             outcome = self._forward(batch)
             if outcome.loss is not None and size:
-                total = self._total(outcome.loss, size, ratio, raw)
+                total = self._total(outcome.loss, outcome, size, ratio, raw)
             elif self._sharded:
                 raise UserError(
                     f"step {step.index}: a batch cannot be skipped (a loss of None) if parameters are sharded across"
@@ -182,7 +186,7 @@ class Gradient:
         self._recorder.see(outcome)
         return total.detach()
 
-    def _total(self, loss: Tensor, size: float, ratio: float, raw: Any) -> Tensor:
+    def _total(self, loss: Tensor, outcome: Outcome, size: float, ratio: float, raw: Any) -> Tensor:
         """Return J plus the plugins' terms, after checking them and adding them to the recorder.
 
         The sum is to be weighted by the micro-batch's share of the samples, of which terms are means; ``ratio`` makes
@@ -190,6 +194,7 @@ class Gradient:
         """
         objective, step, skips = self._objective, self._objective.at, self._skips
         total = loss if ratio == 1.0 else loss * ratio
+        shown = {f"train/{name}": term for name, term in outcome.terms.items()}
         terms: dict[str, Tensor] = {"loss": loss}
         for tag, term in objective.answers.sum("penalty", step).items():
             if not isinstance(term, Tensor):
@@ -211,9 +216,9 @@ class Gradient:
         if not total.requires_grad:
             raise UserError(f"step {step.index}: the loss has no gradient: it must depend on a trainable weight")
         if size == step.count:
-            self._recorder.add(terms, size)
+            self._recorder.add({**terms, **shown}, size)
         else:
-            self._recorder.add({"loss": terms.pop("loss")}, size)
+            self._recorder.add({"loss": terms.pop("loss"), **shown}, size)
             self._recorder.add(terms, float(step.count))
             terms = {"loss": loss, **terms}
         # on an accelerator, reading the value would make every step synchronize

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from framework.data.batch import MixedTarget, input_of, size_of, target_of
+from framework.data.batch import input_of, size_of, target_of
 from framework.data.loaders import TrainLoader
+from framework.data.mixed import MixedTarget
 from framework.engine.forward import Forward
 from framework.engine.objective import Objective
 from framework.errors import NonFiniteError, UserError

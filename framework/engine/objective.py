@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from framework.data.batch import Outcome, clean_target, input_of, loss_of, size_of, target_of
+from framework.data.batch import size_of
 from framework.data.data import Data
-from framework.data.means import is_elementwise, may_be_uneven, total_weight, why_not_alike
+from framework.data.outcome import Outcome
 from framework.engine.layer_modes import LayerModes
 from framework.engine.lazy import materialize
+from framework.engine.loss import Loss
 from framework.engine.sharding import data_mesh
 from framework.engine.whole import loss_over_training
 from framework.errors import UserError
@@ -76,7 +77,7 @@ class Objective(pl.LightningModule):
         self.seed = seed
         self.loss = loss
         object.__setattr__(self, "_network", model)
-        self._compares_shapes = is_elementwise(loss)
+        self._losses = Loss(loss, model, type(self).__name__)
         materialize(self, data, model)
         self.model = self.answers.fold("prepare_model", model)
         self.edits = WeightEdits()
@@ -103,7 +104,14 @@ class Objective(pl.LightningModule):
     def forward(self, x: Any) -> Any:
         """Return the network's output for a batch's input."""
         network: Callable[..., Any] = self.__dict__["_network"]
-        return network(x)
+        if isinstance(x, Tensor):
+            return network(x)
+        args, named = self.arguments(x)
+        return network(*args, **named)
+
+    def arguments(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the named arguments of the network for a batch's input."""
+        return self._losses.call.arguments(x)
 
     def compute_loss(self, batch: Any) -> Outcome:
         """Compute J of one batch in training, validation and test; override it for another kind of objective.
@@ -115,24 +123,17 @@ class Objective(pl.LightningModule):
         Returns:
             The outcome, or J alone as a scalar tensor.
         """
-        if isinstance(batch, (tuple, list)) and len(batch) > 2 and not hasattr(batch, "_fields"):
-            raise UserError(
-                f"a batch has {len(batch)} parts, of which only input and target are read; override compute_loss in a"
-                " subclass of Core to use the others, or leave them out: Data(collate=...)"
-            )
-        prediction = self(input_of(batch))
-        target = target_of(batch)
-        return Outcome(self.data_loss(prediction, target), prediction, clean_target(target))
+        return self._losses.of(batch, self.__dict__["_network"], self)
 
-    def data_loss(self, prediction: Any, target: Any) -> Tensor:
-        """Compute the recipe's loss; for a mixed target, the weighted mean of the losses of its pairs."""
-        if self.loss is None:
-            raise UserError(
-                f"{type(self).__name__} has no loss: give Recipe(loss=...), or override compute_loss in a subclass"
-            )
-        if self._compares_shapes and (problem := why_not_alike(prediction, target)):
-            raise UserError(f"{problem}: give both the same shape, such as y[:, None]")
-        return loss_of(self.loss, prediction, target)
+    def data_loss(self, prediction: Any, target: Any, weight: Tensor | None = None) -> Tensor:
+        """Compute the recipe's loss; for a mixed target, the weighted mean of the losses of its pairs.
+
+        Args:
+            prediction: the network's output.
+            target: the target.
+            weight: the samples' weights, ``(samples,)``, see :func:`framework.data.means.weighted_mean`.
+        """
+        return self._losses.data(prediction, target, weight)
 
     def shard(self, model: nn.Module, mesh: DeviceMesh) -> None:
         """Shard the parameters across the ranks of a mesh, in place; called under ``strategy="fsdp2"``.
@@ -153,12 +154,11 @@ class Objective(pl.LightningModule):
     def count(self, batch: Any) -> int | Tensor:
         """Return the number of elements that J averages over in this batch, by default its samples.
 
-        For a cross-entropy with class weights, or targets that it ignores, the sum of the weights that count.
+        For a cross-entropy with class weights, or targets that it ignores, the sum of the weights that count, and with
+        sample weights their sum.
         """
-        if may_be_uneven(self.loss) and type(self).compute_loss is Objective.compute_loss:
-            weight = total_weight(self.loss, clean_target(target_of(batch)))
-            if weight is not None:
-                return weight
+        if type(self).compute_loss is Objective.compute_loss:
+            return self._losses.count(batch)
         return size_of(batch)
 
     def samples(self, batch: Any) -> int:
@@ -251,9 +251,10 @@ class Objective(pl.LightningModule):
         data = dataclasses.replace(self._data, workers=0)
         windows = data.train_loader(seed=self.seed, transforms=self._sample_transforms)
         windows.set_epoch(self.at.epoch)
-        for window in itertools.islice(windows, limit):
-            batch = self.trainer.precision_plugin.convert_input(window.batches[0])
-            yield self.transfer_batch_to_device(batch, self.device, 0)
+        with windows.aside() as batches:
+            for batch in itertools.islice(batches, limit):
+                moved = self.trainer.precision_plugin.convert_input(batch)
+                yield self.transfer_batch_to_device(moved, self.device, 0)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 

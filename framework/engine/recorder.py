@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.history import Entry, best_of
 from framework.engine.meter import Meter, scalars
 from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
@@ -40,9 +40,9 @@ class Recorder:
         mode: ``"min"`` or ``"max"``: whether lower or higher values are better.
 
     Attributes:
-        latest: the last value of each tag, as a number: reading it needs no transfer from a device.
-        history: one entry per validation, and one per epoch that does not end with a validation. In a resumed run it
-            begins with the entries that the checkpoint holds, see :attr:`kept`.
+        latest: the last value of each tag, as a number.
+        history: one entry per validation, and one per epoch that does not end with a validation; in a resumed run
+            after those that the checkpoint holds, see :attr:`kept`.
     """
 
     def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
@@ -100,15 +100,14 @@ class Recorder:
         if not self._metrics["train"] or outcome.prediction is None or self._objective.at.again:
             return
         prediction, target = outcome.prediction, outcome.target
+        prediction = prediction.detach() if isinstance(prediction, Tensor) else prediction
         if self._pending is not None:
-            kept = prediction.detach() if isinstance(prediction, Tensor) else prediction
-            self._pending.append(Outcome(None, kept, target))
+            self._pending.append(Outcome(None, prediction, target))
             return
         if not isinstance(prediction, Tensor) or not isinstance(target, Tensor) or not prediction.ndim * target.ndim:
             for metric in self._metrics["train"].values():
                 metric.update(prediction, target)
             return
-        prediction = prediction.detach()
         if self._held and self._held[0][0].shape[1:] != prediction.shape[1:]:
             self._show()
         self._held.append((prediction, target))
@@ -156,13 +155,13 @@ class Recorder:
         values: dict[str, Tensor | float] = {tag: mean for tag, mean in means.items() if tag != "loss"}
         values.update(terms)
         if step.records:
-            own = (f"{stage}/{name}" for stage in (*_STAGES, "gap") for name in ("loss", *self._metrics["train"]))
-            check_records(step.records, {"train/objective", "train/skipped_steps", *own, *values, *rates})
+            own = {f"{stage}/{name}" for stage in (*_STAGES, "gap") for name in ("loss", *self._metrics["train"])}
+            check_records(step.records, own | {"train/objective", "train/skipped_steps"} | {*values, *rates})
         read = scalars({**values, **step.records})
         if step.skipped:
             read["train/skipped_steps"] = float(step.skipped)
         if "loss" in means:
-            penalties = sum(value for tag, value in read.items() if tag in values)
+            penalties = sum(value for tag, value in read.items() if tag in values and not tag.startswith("train/"))
             read = {"train/loss": means["loss"], "train/objective": means["loss"] + penalties, **read}
         self.log({**read, **rates})
 
@@ -202,14 +201,15 @@ class Recorder:
             if outcome.loss.device.type == "cpu" and not self._told and not math.isfinite(outcome.loss.item()):
                 self._told = True
                 warnings.warn(explain_evaluation(objective, stage, batch, outcome.loss), stacklevel=2)
-            self._meters[stage].add("loss", outcome.loss.detach(), size)
+            for tag, value in {"loss": outcome.loss, **outcome.terms}.items():
+                self._meters[stage].add(tag, value.detach(), size)
         if outcome.prediction is not None:
             for metric in self._metrics[stage].values():
                 metric.to(objective.device).update(outcome.prediction, outcome.target)
 
     def end_evaluation(self, stage: str) -> dict[str, float]:
         """Reduce J and metrics of a stage over ranks, publish them to callbacks and loggers, and return them by tag."""
-        means, _ = self._meters[stage].means(over_ranks=self._objective.trainer.world_size > 1)
+        means = self._meters[stage].means(over_ranks=self._objective.trainer.world_size > 1)[0]
         metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
         if self.publish(stage, metrics):
             self.log(metrics)
@@ -237,7 +237,7 @@ class Recorder:
 
     @property
     def best(self) -> Entry | None:
-        """The first entry of the history with the best monitored metric; None if that was never finite."""
+        """First entry of the history with the best monitored metric; None if that was never finite."""
         return best_of(self.history, self.monitor, self._mode)
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from framework.data.modules import overridden
 from framework.errors import UserError
 from framework.plugin.plugin import Plugin
 
@@ -25,22 +26,6 @@ def lightning_base(module: Any) -> type | None:
         if base.__name__ == "LightningModule" and home in ("pytorch_lightning", "lightning"):
             return base
     return None
-
-
-def overridden(module: Any, name: str) -> bool:
-    """Return whether a LightningModule or LightningDataModule has a method of its own of this name.
-
-    Args:
-        module: the module.
-        name: name of one of Lightning's hooks.
-    """
-    if name in vars(module):
-        return True
-    for base in type(module).__mro__:
-        if name in vars(base):
-            home = getattr(vars(base)[name], "__module__", base.__module__).partition(".")[0]
-            return home not in ("pytorch_lightning", "lightning", "lightning_fabric", "torch")
-    return False
 
 
 def check_module(module: Any, plugins: Sequence[Plugin], compile: object) -> None:

@@ -7,17 +7,15 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torchmetrics import Metric
 
-from framework.data.batch import Outcome
 from framework.data.data import Data
 from framework.data.loaders import Window
-from framework.data.ready import WindowLoader
-from framework.engine.metrics import restore_metric, state_of_metric
+from framework.data.modules import overridden
+from framework.data.outcome import Outcome
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError
-from framework.foreign.checks import check_module, overridden
+from framework.foreign.checks import check_module
 from framework.foreign.forward import ForeignForward
 from framework.foreign.hooks import pass_on, tell
 from framework.foreign.layout import add_entries, find_entries
@@ -92,8 +90,6 @@ class Foreign(Shell):
             )
         self._clip = clip
         self._has_layers = not (overridden(model, "setup") or overridden(model, "configure_model"))
-        self._position: dict[str, Any] = {"loader": None, "metrics": {}}  # of a resumed run
-        self._place = (0, 0)  # the epoch, and the windows of it before the run was resumed
         self.steps, self.sources = Steps(model), Sources(model, data)
         self.prepare_data_per_node = self.sources.prepares_on_each_node
         self._log_hyperparams = model._log_hyperparams
@@ -142,10 +138,7 @@ class Foreign(Shell):
         super().on_train_start()
         total = self._total_steps()
         self.at.total = total if total > 0 else math.inf
-        if self._place[1]:  # at an epoch's end metrics are reset
-            for name, metric in self._metrics():
-                if name in self._position["metrics"]:
-                    restore_metric(metric, self._position["metrics"][name])
+        self.place.put_metrics(self._own_metrics())
         tell(self.model, "on_train_start")
 
     def on_train_epoch_start(self) -> None:
@@ -256,34 +249,14 @@ class Foreign(Shell):
         """Add the run's state, the module's own entries, and the positions of generators and loaders."""
         super().on_save_checkpoint(checkpoint)
         add_entries(checkpoint, self.model, self.sources.datamodule)
-        loader = self._loaders.get("train")
-        position = {
-            "loader": loader.position() if isinstance(loader, WindowLoader) else None,
-            "metrics": {name: state_of_metric(metric) for name, metric in self._metrics()},
-        }
-        positions: list[Any] = [position]
-        if self.trainer.world_size > 1 and torch.distributed.is_initialized():
-            positions = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(positions, position)
-        checkpoint["framework"]["positions"] = positions
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the run's state and the module's own entries."""
         super().on_load_checkpoint(checkpoint)
         find_entries(checkpoint, self.model, self.sources.datamodule)
-        positions = checkpoint["framework"]["positions"]
-        if self.trainer.state.fn == "fit" and len(positions) == self.trainer.world_size:
-            self._position = dict(positions[self.trainer.global_rank])
-            loops = checkpoint["loops"]["fit_loop"]
-            epochs = loops["epoch_progress"]["current"]
-            within = epochs["processed"] < epochs["ready"]
-            self._place = (
-                epochs["processed"],
-                loops["epoch_loop.batch_progress"]["current"]["processed"] if within else 0,
-            )
 
-    def _metrics(self) -> list[tuple[str, Metric]]:
+    def _own_metrics(self) -> dict[str, Metric]:
         """Return the module's torchmetrics by name, without those within another."""
-        found = [(name, one) for name, one in self.model.named_modules() if isinstance(one, Metric)]
-        inner = {part for _, one in found for part in one.modules() if part is not one}
-        return [(name, one) for name, one in found if one not in inner]
+        found = {name: one for name, one in self.model.named_modules() if isinstance(one, Metric)}
+        inner = {part for one in found.values() for part in one.modules() if part is not one}
+        return {name: one for name, one in found.items() if one not in inner}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from framework.foreign.checks import overridden
+from framework.data.modules import overridden
 
 _PASSED_ON = (
     "on_fit_start",

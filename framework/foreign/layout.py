@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from framework.foreign.checks import overridden
+from framework.data.modules import overridden
 
 _HYPER = ("hyper_parameters", "hparams_name", "hparams_type")
 

@@ -12,9 +12,9 @@ from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities.data import extract_batch_size
 
 from framework.data.loaders import Window
+from framework.data.modules import overridden
 from framework.data.ready import WindowLoader
 from framework.engine.core import Core
-from framework.foreign.checks import overridden
 from framework.foreign.hooks import tell
 from framework.foreign.sources import Sources
 from framework.foreign.view import TrainerView
@@ -30,8 +30,6 @@ class Shell(Core):
     sources: Sources
     _clip: tuple[float | None, str | None]
     _has_layers: bool
-    _position: dict[str, Any]
-    _place: tuple[int, int]
 
     # ---- the module behind the core ----------------------------------------------------------------------------------
 
@@ -108,6 +106,11 @@ class Shell(Core):
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
+    @property
+    def _datamodule(self) -> Any:
+        """None: ``sources`` sets the data module up, with the module."""
+        return None
+
     def train_dataloader(self) -> Any:
         """Return the training loader, whose batches are windows."""
         if self.sources.own("train") is not None:
@@ -116,11 +119,7 @@ class Shell(Core):
         loader = self.sources.training_loader()
         loader = _process_dataloader(self.trainer, TrainerFn.FITTING, RunningStage.TRAINING, loader)
         windows = WindowLoader(loader, self.accumulate)
-        # already here, since Lightning reads a batch of a stream ahead, and before it restores its counters
-        windows.epoch, windows.start = self._place
-        if self._position["loader"] is not None:
-            windows.resume(self._position.pop("loader"))
-            self._position["loader"] = None
+        self.place.put(windows)
         self._loaders["train"] = windows
         return windows
 

@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 
 from framework.data.data import Data
+from framework.data.modules import overridden
 from framework.errors import UserError
-from framework.foreign.checks import overridden
 
 
 class Sources:

@@ -7,8 +7,8 @@ from typing import Any
 from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from framework.data.modules import overridden
 from framework.errors import UserError
-from framework.foreign.checks import overridden
 from framework.foreign.hooks import tell
 
 

@@ -9,9 +9,9 @@ from pytorch_lightning.core.optimizer import _configure_optimizers, _configure_s
 from pytorch_lightning.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 
+from framework.data.modules import overridden
 from framework.engine.update import Update
 from framework.errors import UserError
-from framework.foreign.checks import overridden
 
 
 class Configured:

@@ -43,3 +43,14 @@ def set_generators(state: dict[str, Any]) -> None:
     np.random.set_state((name, key.cpu().numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the process's generators of torch (CPU), NumPy and Python, which a user's data set or sampler may draw from.
+
+    Args:
+        seed: an integer from [0, 2^64).
+    """
+    torch.default_generator.manual_seed(seed >> 1)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - the generator that others draw from

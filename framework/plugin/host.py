@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from framework.data.batch import Outcome
 from framework.data.data import Data
+from framework.data.outcome import Outcome
 from framework.ops.patterns import Patterns
 from framework.plugin.edits import WeightEdits
 from framework.plugin.facts import Facts

@@ -70,13 +70,8 @@ class Plan:
 
     @functools.cached_property
     def _steps_an_epoch(self) -> int:
-        data = self.data
-        step_size = data.batch_size * self.core.accumulate
-        samples = data.samples("train")
-        if samples is None:  # only the user's loader knows
-            return 1
-        whole, rest = divmod(samples, step_size)
-        return max(whole + (rest > 0 and not data.drop_last), 1)
+        # 1 if only the user's loader knows
+        return self.data.steps(self.core.accumulate) or 1
 
     @functools.cached_property
     def validations(self) -> float:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.data.data import Data
-from framework.data.parts import is_datamodule, is_ready
+from framework.data.modules import is_datamodule
+from framework.data.parts import is_ready
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError, did_you_mean

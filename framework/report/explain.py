@@ -56,6 +56,7 @@ def _setting(recipe: Recipe) -> str:
         ["objective", _objective(recipe)],
         ["best by", f"{recipe.monitor or 'what the module monitors'} ({recipe.mode})"],
         ["trainer", options or "Lightning's defaults"],
+        *(["data", sentence] for sentence in data.lost()),
     ]
     return table(rows, indent=0)
 

@@ -15,9 +15,11 @@ from torch.utils.data import Subset
 
 from framework.checkpoint.atomic import output_file
 from framework.checkpoint.file import read_checkpoint
-from framework.data.batch import input_of
-from framework.data.loaders import EvalLoader
+from framework.data.batch import input_of, size_of
+from framework.data.data import Data
+from framework.data.evaluation import ReadyLoader
 from framework.data.parts import as_dataset, length_of
+from framework.data.trees import map_leaves
 from framework.errors import UserError, one_line
 from framework.foreign.core import Foreign
 from framework.foreign.hooks import pass_on
@@ -110,17 +112,36 @@ def _nothing(batch: Any, batch_idx: int) -> Any:
     return batch
 
 
-def _samples(core: Core) -> EvalLoader:
+def _samples(core: Core) -> Any:
     """Return a loader of the example input: samples of the test part, else of the validation or training part."""
     data = core.data
     assert data is not None
-    part = next(
-        (part for part in (data.test, data.val) if part is not None and length_of(part) >= _SAMPLES), data.train
+    if data.datamodule is not None:
+        core.prepare_data()
+        data.datamodule.setup("test")
+    parts = [name for name in ("test", "val", "train") if data.part(name) is not None]
+    held = [name for name in parts if not data.is_ready(name) and length_of(getattr(data, name)) >= _SAMPLES]
+    if held:
+        few = Subset(as_dataset(getattr(data, held[0])), range(_SAMPLES))
+        keys = {"input": data.input, "target": data.target, "weight": data.weight}
+        return Data(test=few, batch_size=_SAMPLES, collate=data.collate, **keys).eval_loader("test")
+    for name in parts:
+        for batch in data.eval_loader(name) if data.is_ready(name) else ():
+            if size_of(batch) >= _SAMPLES:
+                return ReadyLoader([_first(batch)], name)
+    raise UserError(
+        f"Data(train=...): no part or batch has {_SAMPLES} samples, which export needs to find which sizes vary"
     )
-    if length_of(part) < _SAMPLES:
-        raise UserError(f"Data(train=...): {length_of(part)} samples; export needs {_SAMPLES} to find which sizes vary")
-    few = Subset(as_dataset(part), range(_SAMPLES))
-    return EvalLoader(few, batch_size=_SAMPLES, collate=data.collate)
+
+
+def _first(batch: Any) -> Any:
+    """Return the first samples of a batch."""
+    size = size_of(batch)
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:_SAMPLES] if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size else leaf
+
+    return map_leaves(batch, cut)
 
 
 class _Writing(pl.Callback):
@@ -163,10 +184,11 @@ def _write_weights(core: Core, batch: Any, path: Path, facts: Facts) -> None:
 
 
 def _write_network(core: Core, batch: Any, path: Path, facts: Facts) -> None:
-    x = input_of(batch)
-    shapes = tree_map(_any_number, x)
+    args, named = core.arguments(input_of(batch))
+    # an input is given either by position or by name
+    shapes: Any = tree_map(_any_number, named or args)
     try:
-        program = torch.export.export(core.model, (x,), dynamic_shapes=(shapes,))
+        program = torch.export.export(core.model, args, named, dynamic_shapes=shapes)
     except Exception as error:  # tracing may raise any error
         network, why = type(core.model).__name__, one_line(error)[:200]
         raise UserError(

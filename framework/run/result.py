@@ -161,6 +161,7 @@ def record_of(spec: RunSpec, recipe: Recipe, core: Core) -> dict[str, Any]:
         "mode": recipe.mode,
         "core": f"{type(core).__module__}.{type(core).__qualname__}",
         "samples": recipe.data.samples("train"),
+        "lost": recipe.data.lost(),
         "batch_size": recipe.data.batch_size,
         "weights": parameter_counts(core.model)[0],
         "versions": versions_of_packages(),

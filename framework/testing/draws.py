@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.data.batch import clean_target, input_of, target_of
+from framework.data.batch import input_of, target_of
+from framework.data.mixed import clean_target
 from framework.plugin.host import Host
 from framework.plugin.plugin import Plugin
 from framework.plugin.step import Step

@@ -8,8 +8,8 @@ import torch
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor
 
-from framework.data.batch import Outcome
 from framework.data.loaders import Window
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.testing.case import Case, isolated
 from framework.testing.compare import demand_close, demand_same_bits

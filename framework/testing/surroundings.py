@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from framework.data.batch import MixedTarget, clean_target, replace, target_of
+from framework.data.batch import replace, target_of
+from framework.data.mixed import MixedTarget, clean_target
 from framework.engine.core import Core
 from framework.plugin.observe import Observers
 from framework.plugin.plugin import Plugin

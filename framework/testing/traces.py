@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.data.batch import Outcome
 from framework.data.loaders import Window
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.errors import one_line
 from framework.plugin.plugin import Plugin

@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Data, MixedTarget, Plugin, Recipe, UserError, fit
-from framework.data.batch import loss_of
+from framework.data.mixed import loss_of
 from framework.ops.keyed import Stream
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step

@@ -77,7 +77,8 @@ def test_what_a_loss_divides_by() -> None:
     target = torch.tensor([[0, 1], [3, 2]])
     assert total_weight(nn.CrossEntropyLoss(weight=WEIGHT), target) == 14
     assert total_weight(nn.NLLLoss(weight=WEIGHT, ignore_index=1), target) == 4
-    assert total_weight(F.cross_entropy, target) is None
+    assert total_weight(F.cross_entropy, target) == 4  # as a part with ignored entries counts entries
+    assert total_weight(F.cross_entropy, target[0]) is None
     assert total_weight(nn.CrossEntropyLoss(weight=WEIGHT), torch.rand(2, 4)) is None
     assert total_weight(nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum"), target) is None
     assert total_weight(nn.MSELoss(), target) is None

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import Data
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.engine.notices import as_callbacks
 from framework.errors import UserError

@@ -16,7 +16,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from framework.data import Data
-from framework.data.batch import Outcome, input_of, target_of
+from framework.data.batch import input_of, target_of
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.errors import NonFiniteError, UserError
 from framework.plugin import Plugin

@@ -21,7 +21,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.ops.shards import is_sharded, locals_of, whole

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework.data import Data
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin import Plugin

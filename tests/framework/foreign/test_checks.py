@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from framework import UserError
-from framework.foreign.checks import check_module, lightning_base, overridden
+from framework.data.modules import overridden
+from framework.foreign.checks import check_module, lightning_base
 from plugins.mixup import Mixup
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from framework.data import Data
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin import Plugin

@@ -19,7 +19,7 @@ import framework
 from framework import Recipe, Run, export, fit
 from framework.cli import main as cli
 from framework.data import Data
-from framework.data.batch import Outcome
+from framework.data.outcome import Outcome
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin import Plugin
