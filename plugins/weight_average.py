@@ -70,6 +70,9 @@ class WeightAverage(Plugin):
     ``kind="swa"``: stochastic weight averaging, the mean of the weights at every ``every``-th update, see
     :func:`equal_share`; set ``start`` to the share of the run after which weights are good, and use a learning rate
     that does not decay to zero.
+    ``kind="start"``: the weights between those at the start of the run, such as pretrained ones, and now (WiSE-FT):
+
+    .. math:: \bar\theta = (1 - s)\,\theta^{(0)} + s\,\theta^{(t)}
 
     The network holds the average during validation, test, prediction and export, and gets the raw weights back however
     these end. A weight that is unfrozen during the run is averaged as if it had been from the start. Checkpoints hold
@@ -82,12 +85,13 @@ class WeightAverage(Plugin):
     swapped in, when there are no gradients.
 
     Args:
-        kind: ``"ema"`` or ``"swa"``.
+        kind: ``"ema"``, ``"swa"`` or ``"start"``.
         decay: decay of the moving average; its memory is ``1 / (1 - decay)`` updates: 0.99 for runs of a thousand
             updates, 0.999 and more for longer ones.
         start: share of the run before averaging begins; 0.75 is common for ``swa``.
         every: updates between two terms of the average.
         batches: training batches from which BatchNorm's statistics are computed.
+        share: s, the share of the trained weights with ``kind="start"``; 0.5 is the source's choice without a search.
         warmup: let the decay of ``ema`` grow to its value; False for one decay throughout, as torch, Lightning and
             Composer have it, in which the first term keeps the share ``decay ** updates``.
 
@@ -99,22 +103,33 @@ class WeightAverage(Plugin):
         Polyak and Juditsky (1992), Acceleration of stochastic approximation by averaging; Izmailov et al. (2018),
         Averaging Weights Leads to Wider Optima and Better Generalization; Tarvainen and Valpola (2017), Mean teachers
         are better role models (ema; their decay grows as 1 - 1/(t + 1)); the growing decay (1 + t)/(10 + t) is that of
-        TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``.
+        TensorFlow's ``tf.train.ExponentialMovingAverage`` with ``num_updates``; Wortsman et al. (2022), Robust
+        fine-tuning of zero-shot models (start).
     """
 
-    kind: Literal["ema", "swa"] = "ema"
+    kind: Literal["ema", "swa", "start"] = "ema"
     decay: Probability = 0.999
     start: Probability = 0.0
     every: PositiveInt = 1
     batches: PositiveInt = 32
     warmup: bool = True
+    share: Probability = 0.5
 
-    examples = ({"decay": 0.9}, {"kind": "swa", "start": 0.25, "every": 2}, {"decay": 0.9, "warmup": False})
+    examples = (
+        {"decay": 0.9},
+        {"kind": "swa", "start": 0.25, "every": 2},
+        {"decay": 0.9, "warmup": False},
+        {"kind": "start"},
+    )
+    absent = (None, None, None, {"share": 1.0})
 
     def check(self) -> None:
         """Refuse a warm-up of a mean, which has no decay."""
-        if self.kind == "swa" and not self.warmup:
-            raise UserError("WeightAverage(kind='swa', warmup=False): swa has no decay to warm up; leave warmup out")
+        if self.kind != "ema" and not self.warmup:
+            what = f"WeightAverage(kind={self.kind!r}, warmup=False)"
+            raise UserError(f"{what}: {self.kind} has no decay to warm up; leave warmup out")
+        if self.kind == "start" and (self.start or self.every != 1):
+            raise UserError("WeightAverage(kind='start', start=, every=): has one average; leave start and every out")
 
     def limits(self) -> Mapping[str, str]:
         """Return the check that cannot pass, with the reason: evaluation uses the average."""
@@ -144,6 +159,8 @@ class WeightAverage(Plugin):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move the average to the weights' device, which a later phase of training may have changed."""
         self.averages_ = [average.to(w.device) for average, w in zip(self.averages_, self.weights_, strict=False)]
+        if self.kind == "start" and not self.averages_:
+            self.averages_ = [weight.detach().clone() for weight in self.weights_]
 
     def begin_step(self, step: Step) -> None:
         """Take up weights that were frozen so far; until now the mean of their values was the value itself."""
@@ -160,6 +177,9 @@ class WeightAverage(Plugin):
 
     def after_update(self, step: Step) -> None:
         """Add the current weights to the average."""
+        if self.kind == "start":
+            self.updates_ += 1
+            return
         if step.progress < self.start or (step.index + 1) % self.every:
             return
         if not self.averages_:
@@ -173,13 +193,18 @@ class WeightAverage(Plugin):
 
     def evaluation_weights(self, core: Host) -> AbstractContextManager[None] | None:
         """Return a context in which the network holds the average, None before there is one."""
-        return self._swapped(core) if self.averages_ else None
+        trained = self.kind == "start" and self.share == 1.0
+        return self._swapped(core) if self.averages_ and not trained else None
 
     @contextmanager
     def _swapped(self, core: Host) -> Iterator[None]:
         with core.edits.nested(rare=True):
             with torch.inference_mode(False), torch.no_grad():
-                copy_into(core.edits.save(self.weights_), self.averages_)
+                weights = core.edits.save(self.weights_)
+                if self.kind == "start":
+                    average_(weights, self.averages_, 1 - self.share)
+                else:
+                    copy_into(weights, self.averages_)
                 with core.as_in_training():
                     norms = [one for one in core.model.modules() if _keeps_statistics(one)]
                     if norms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -71,8 +71,11 @@ class Gradient:
         wrapped = trainer.strategy.model
         self._wrapper = wrapped if isinstance(wrapped, DistributedDataParallel) else None
         check_shards(trainer, objective.model, type(objective).__name__)
-        # ddp shares the gradients of those parameters only that it saw then
-        self._shared = None if self._wrapper is None else {p for p in objective.parameters() if p.requires_grad}
+        if self._wrapper is not None:
+            facts: Any = self._wrapper._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+            self._shared = {p for p in objective.parameters() if p.requires_grad}
+            if facts["num_parameter_tensors"] != len(self._shared):
+                self._wrap_again()
         self._sharded = any(is_sharded(parameter) for parameter in objective.model.parameters())
         self._buffers = list(objective.model.buffers()) if self._sharded and objective.at.world > 1 else []
         self._backward = objective.manual_backward
@@ -81,9 +84,21 @@ class Gradient:
         if type(trainer.strategy) is SingleDeviceStrategy and not getattr(precision, "scaler", None) and not watched:
             self._backward = _backward  # here manual_backward does the same and takes 30 microseconds longer
 
-    def unshared(self, weights: Mapping[str, Tensor]) -> list[str]:
-        """Return the names of weights whose gradient ddp would not share among ranks."""
-        return [] if self._shared is None else [name for name, weight in weights.items() if weight not in self._shared]
+    def follow(self) -> None:
+        """Let ddp share the gradients of the weights that train now; called on every rank at the same step."""
+        if self._wrapper is not None and {p for p in self._objective.parameters() if p.requires_grad} != self._shared:
+            self._wrap_again()
+
+    def _wrap_again(self) -> None:
+        """Wrap the network for ddp anew, which shares the gradients of those parameters only that train when it wraps.
+
+        It would wait forever for the gradient of one that was frozen since, and leave out one that was thawed.
+        """
+        strategy: Any = self._objective.trainer.strategy
+        strategy.model = strategy._setup_model(self._objective)
+        strategy._register_ddp_hooks()
+        self._wrapper = strategy.model
+        self._shared = {p for p in self._objective.parameters() if p.requires_grad}
 
     def __call__(self, window: Window) -> Tensor | None:
         r"""Add the gradient of one window to ``grad``; repeated calls for a window make the same random draws.

@@ -134,11 +134,7 @@ class Update:
                 " BaseFinetuning.unfreeze_and_add_param_group",
                 stacklevel=2,
             )
-        if unknown := self._gradient.unshared(thawed):
-            raise UserError(
-                f"step {self._step.index}: {some(unknown)} was frozen when ddp wrapped the network, so that ranks would"
-                " not share its gradient; let it require gradients from the start, with a learning rate of 0"
-            )
+        self._gradient.follow()
 
     def _make_step(self, window: Window) -> bool:
         scaler = self._scaler

@@ -100,6 +100,42 @@ def select_weights(
     Raises:
         UserError: if a pattern matches no trainable weight, or no pattern is given; the message lists the weights.
     """
+    weights, known_as = _named(model, biases=biases)
+    trainable = {name for name, weight in weights.items() if weight.requires_grad}
+    chosen: set[str] = set()
+    for pattern in _some(patterns, who):
+        found = _matching(known_as, pattern)
+        if not found & trainable:
+            hint = did_you_mean(pattern, [name for name in weights if name in trainable])
+            raise UserError(f"{who}: pattern {pattern!r} matches no weight of {type(model).__name__}{hint}")
+        chosen |= found
+    return {name: w for name, w in weights.items() if name in chosen and (frozen or name in trainable)}
+
+
+def select_parameters(model: nn.Module, patterns: Patterns, *, who: str) -> dict[str, nn.Parameter]:
+    """Return all parameters, frozen ones too, that match one of the patterns as in :func:`select_weights`.
+
+    Args:
+        model: the user's network.
+        patterns: shell patterns such as ``"head.*"``.
+        who: what the error names.
+
+    Raises:
+        UserError: if a pattern matches no parameter, or no pattern is given.
+    """
+    parameters, known_as = _named(model, biases=True)
+    chosen: set[str] = set()
+    for pattern in _some(patterns, who):
+        found = _matching(known_as, pattern)
+        if not found:
+            hint = did_you_mean(pattern, list(parameters))
+            raise UserError(f"{who}: pattern {pattern!r} matches no parameter of {type(model).__name__}{hint}")
+        chosen |= found
+    return {name: parameter for name, parameter in parameters.items() if name in chosen}
+
+
+def _named(model: nn.Module, *, biases: bool) -> tuple[dict[str, nn.Parameter], dict[str, set[str]]]:
+    """Return weights, or all parameters, by their first name, with the texts that patterns are matched against."""
     weights: dict[str, nn.Parameter] = {}
     known_as: dict[str, set[str]] = {}
     names: dict[nn.Parameter, str] = {}
@@ -110,15 +146,7 @@ def select_weights(
                 name = names.setdefault(parameter, full)
                 weights[name] = parameter
                 known_as.setdefault(name, set()).update((full, prefix, type(layer).__name__))
-    trainable = {name for name, weight in weights.items() if weight.requires_grad}
-    chosen: set[str] = set()
-    for pattern in _some(patterns, who):
-        found = _matching(known_as, pattern)
-        if not found & trainable:
-            hint = did_you_mean(pattern, [name for name in weights if name in trainable])
-            raise UserError(f"{who}: pattern {pattern!r} matches no weight of {type(model).__name__}{hint}")
-        chosen |= found
-    return {name: w for name, w in weights.items() if name in chosen and (frozen or name in trainable)}
+    return weights, known_as
 
 
 def _some(patterns: Patterns, who: str) -> tuple[str, ...]:

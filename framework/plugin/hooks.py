@@ -55,6 +55,7 @@ HOOK_POINTS: tuple[HookPoint, ...] = (
     HookPoint("clip_gradients", "sole", "in each optimizer step, last before the update"),
     HookPoint("after_update", "notify", "after the optimizer updated the weights, unless the step was skipped"),
     HookPoint("evaluation_weights", "sole", "around validation, test, predict and export"),
+    HookPoint("export_model", "fold", "before export: the network as it is used afterwards"),
     HookPoint("should_stop", "any", "after each validation, on metrics reduced over ranks"),
     HookPoint("finish", "notify", "after training and its last checkpoint, also after an error or Ctrl-C"),
     HookPoint("next_phase", "sole", "after training ended normally: one more phase of training"),

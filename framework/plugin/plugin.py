@@ -51,7 +51,7 @@ class Plugin(Facts):
             with sole(evaluation_weights): validate
             if any(should_stop): break
         notify(finish)                                         # also after an error or Ctrl-C
-        sole(next_phase)
+        sole(next_phase)                                       # and when it is exported: fold(export_model)
 
     Here ``share`` is the fraction of the step's samples in the micro-batch, so that k micro-batches or ranks give the
     gradient of one batch. The objective is
@@ -261,6 +261,10 @@ class Plugin(Facts):
         Entered for validation, test, predict and export; on exit it must restore the trained weights.
         """
         return None
+
+    def export_model(self, model: nn.Module) -> nn.Module:
+        """Return the network as ``export`` writes it, such as a copy without what only training needs. Fold."""
+        return model
 
     def should_stop(self, metrics: Mapping[str, float]) -> bool:
         """Return whether training must end. Any; called after each validation.

@@ -169,11 +169,15 @@ class _Writing(pl.Callback):
                 _WRITERS[self._path.suffix](core, batch, draft, self._facts)
 
 
+def _network(core: Core) -> Any:
+    return core.answers.fold("export_model", core.model)
+
+
 def _write_weights(core: Core, batch: Any, path: Path, facts: Facts) -> None:
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    for name, value in core.model.state_dict().items():
+    for name, value in _network(core).state_dict().items():
         if not isinstance(value, Tensor):
             raise UserError(
                 f"{name!r} of the network's state is a {type(value).__name__}, which safetensors cannot hold"
@@ -188,7 +192,7 @@ def _write_network(core: Core, batch: Any, path: Path, facts: Facts) -> None:
     # an input is given either by position or by name
     shapes: Any = tree_map(_any_number, named or args)
     try:
-        program = torch.export.export(core.model, args, named, dynamic_shapes=shapes)
+        program = torch.export.export(_network(core), args, named, dynamic_shapes=shapes)
     except Exception as error:  # tracing may raise any error
         network, why = type(core.model).__name__, one_line(error)[:200]
         raise UserError(

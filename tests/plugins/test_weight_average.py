@@ -174,3 +174,17 @@ def test_complex_weights_are_averaged():
     average = torch.tensor([2 + 2j])
     average_([average], [torch.tensor([4 - 2j])], 0.5)
     assert average.tolist() == [3 + 0j]
+
+
+def test_between_the_start_and_now(core_of, train, mlp, weights, digits):
+    core = core_of(WeightAverage("start", share=0.25))
+    start = weights(core)
+    train(core, max_epochs=2)
+    end = weights(core)
+    with core.evaluation():
+        torch.testing.assert_close(weights(core), 0.75 * start + 0.25 * end)
+    assert torch.equal(weights(core), end)
+    kept = core.plugins[0].state_dict()["averages"]
+    assert torch.equal(torch.cat([one.flatten() for one in kept.values()]), start)
+    with pytest.raises(UserError, match="has one average; leave start and every out"):
+        WeightAverage("start", every=2)

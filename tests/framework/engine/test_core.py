@@ -124,7 +124,7 @@ def test_hook_points_are_asked_in_the_order_of_the_contract(core_of: CoreOf, tra
     logged = ["weight_penalty"]
     assert diary.pages_ == [*once, *STEP, *STEP, *logged, "evaluation_weights", "should_stop"]
     asked_here = {*diary.pages_, "transform_sample"}
-    assert set(HOOKS) - asked_here == {"finish", "lint", "next_phase"}, "asked outside of training"
+    assert set(HOOKS) - asked_here == {"export_model", "finish", "lint", "next_phase"}, "asked outside of training"
 
 
 # ---- edits are undone ------------------------------------------------------------------------------------------------
