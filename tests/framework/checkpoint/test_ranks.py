@@ -121,3 +121,34 @@ def test_ranks_of_torchrun_use_one_folder_and_resume_there(nodes: int, tmp_path:
     assert len({str(result[3]) for result in (*whole, *resumed)}) == 1
     for logs in ("whole", "cut"):
         assert [path.name for path in (tmp_path / logs).glob("*/version_*")] == ["version_0"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_documentation(tmp_path: Path) -> None:
+    """Two nodes on the loopback interface, by the lines that docs/machines.md gives."""
+    root = Path(__file__).parents[3]
+    lines = [line for line in (root / "docs/machines.md").read_text().splitlines() if line.startswith("torchrun ")]
+    assert len(lines) == 2
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    started = []
+    for line in lines:
+        line = line.replace("first-machine", "127.0.0.1").replace("29500", port).replace("recipes/", f"{root}/recipes/")
+        command = [sys.executable, "-m", "torch.distributed.run", *line.split()[1:], "--trainer.max_epochs", "2"]
+        started.append(
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    try:
+        outputs = [one.communicate(timeout=240)[0] for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    assert [one.returncode for one in started] == [0, 0], "\n".join(outputs)
+    (folder,) = (tmp_path / "lightning_logs/digits").iterdir()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "finished" and (folder / "checkpoints/best.ckpt").exists()
+    assert "\n".join(outputs).count("digits: finished") == 1
