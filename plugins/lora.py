@@ -74,6 +74,16 @@ class LoRA(Plugin):
                 f"{self.describe()}: needs the package peft; install the extra lora: pip install 'jtilde[lora]'"
             ) from error
         names = list(select_layers(model, self.layers, who=f"LoRA(layers={self.layers!r})"))
+        places: dict[int, list[str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            places.setdefault(id(parameter), []).append(name)
+        for name in names:
+            own = [places[id(one)] for one in model.get_submodule(name).parameters(recurse=False)]
+            if tied := next((found for found in own if len(found) > 1), None):
+                raise UserError(
+                    f"{self.describe()}: {' and '.join(tied)} are one tied parameter, to which export could not add the"
+                    " change of one layer; leave these layers out"
+                )
         whole = {}
         if self.train:
             whole = select_parameters(model, self.train, who=f"LoRA(train={self.train!r})")

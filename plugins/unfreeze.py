@@ -74,7 +74,7 @@ class Unfreeze(Plugin):
         """Report stages that are never reached, and a metric that is never logged."""
         if self.patience is not None:
             if reason := plan.why_never_logged(plan.monitor, "val", "train", "gap"):
-                yield Finding("error", self.name, f"patience={self.patience}: {plan.monitor} is {reason}")
+                yield Finding("error", self.name, f"patience={self.patience}: {plan.monitor}: {reason}")
             return
         last = (len(self.stages_) - 1) * self.every
         if self.unit == "epochs" and last >= plan.epochs and not math.isinf(plan.epochs):

@@ -49,6 +49,9 @@ def weight_of(batch: Any) -> Tensor | None:
 
 def _checked_weight(weight: Any, batch: Any) -> Tensor:
     if isinstance(weight, Tensor) and weight.shape == (size_of(batch),) and not weight.is_complex():
+        # on an accelerator, reading the answer would make every step synchronize
+        if weight.device.type == "cpu" and not bool((weight >= 0).all()):
+            raise UserError("the weights of a batch's samples must be numbers of 0 or more; some are negative or nan")
         return weight
     given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else f"type {type(weight).__name__}"
     raise UserError(

@@ -222,7 +222,8 @@ def per_sample(name: str, given: Any, length: int) -> Tensor:
         raise UserError(f"Data({name}=...): must be one number per sample; received {type(given).__name__}") from error
     if values.shape != (length,):
         raise UserError(
-            f"Data({name}=...): must be one number per training sample, ({length},); received {tuple(values.shape)}"
+            f"Data({name}=...): must be one number per training sample, ({length},); received {tuple(values.shape)};"
+            " beside Data.split or Data.folds, divide the samples by framework.data.split first"
         )
     if not torch.isfinite(values).all() or (values < 0).any():
         raise UserError(f"Data({name}=...): must be finite numbers of 0 or more")

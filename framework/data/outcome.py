@@ -49,7 +49,11 @@ class Outcome(NamedTuple):
         if loss is not None and loss.numel() != 1:
             shape = tuple(loss.shape)
             raise UserError(f"{where}: the loss has shape {shape}, not one number; return a mean over samples")
+        if outcome.terms is None:
+            outcome = outcome._replace(terms={})
         for name, term in outcome.terms.items():
+            if name in ("loss", "objective", "skipped_steps"):
+                raise UserError(f"{where}: Outcome(terms=...): {name!r} is a value of the run's own; rename the term")
             if not isinstance(term, Tensor) or term.numel() != 1:
                 given = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else f"type {type(term).__name__}"
                 raise UserError(f"{where}: Outcome(terms=...): {name!r} has {given}; give a tensor of one number")

@@ -64,7 +64,8 @@ class Gradient:
         # with one micro-batch on one rank only logs depend on what an uneven loss is a mean over
         own = type(objective).count is not Objective.count
         several = objective.at.world > 1 or getattr(objective, "accumulate", 1) > 1
-        uneven = is_uneven(objective.loss) or (several and may_be_uneven(objective.loss))
+        # a network that returns its loss may average it over the targets that are not ignored
+        uneven = is_uneven(objective.loss) or (several and (objective.loss is None or may_be_uneven(objective.loss)))
         self._counts = "own" if own else "uneven" if uneven else "samples"
         self._checks = not own
         self._weighs = not own and type(objective).compute_loss is Objective.compute_loss

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.data.batch import has_target, input_of, size_of, target_of, weight_of
@@ -75,6 +76,11 @@ class Loss:
             if each is None:
                 return weight.sum()
             return (weight * (each.flatten(1).sum(1) if each.ndim > 1 else each).to(weight.dtype)).sum()
+        if self._loss is None and has_target(batch):
+            # networks of libraries average over the targets that are not -100, as torch's cross-entropy does
+            target = target_of(batch)
+            total = total_weight(F.cross_entropy, target) if isinstance(target, Tensor) and target.ndim else None
+            return size_of(batch) if total is None else total
         total = None if target is None else total_weight(self._loss, target)
         return size_of(batch) if total is None else total
 

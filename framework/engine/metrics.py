@@ -81,3 +81,13 @@ def _detached(value: Any) -> Any:
 
 def _parts(metric: Metric) -> list[Metric]:
     return [one for one in metric.modules() if isinstance(one, Metric)]
+
+
+def check_terms(terms: Collection[str], metrics: Collection[str]) -> None:
+    """Check that no term of an outcome has the name of a metric, beside which its curve would stand.
+
+    Raises:
+        UserError: if one has.
+    """
+    if same := [name for name in terms if name in metrics]:
+        raise UserError(f"Outcome(terms=...): {same[0]!r} is the name of a metric too; rename one of them")

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from framework.data.outcome import Outcome
 from framework.engine.history import Entry, best_of
 from framework.engine.meter import Meter, scalars
-from framework.engine.metrics import check_number, check_records, restore_metric, state_of_metric
+from framework.engine.metrics import check_number, check_records, check_terms, restore_metric, state_of_metric
 from framework.engine.nonfinite import explain_evaluation
 from framework.engine.objective import Objective
 from framework.errors import NonFiniteError
@@ -41,8 +41,7 @@ class Recorder:
 
     Attributes:
         latest: the last value of each tag, as a number.
-        history: one entry per validation, and one per epoch that does not end with a validation; in a resumed run
-            after those that the checkpoint holds, see :attr:`kept`.
+        history: one entry per validation, and one per epoch without one at its end; see :attr:`kept`.
     """
 
     def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
@@ -93,10 +92,8 @@ class Recorder:
             meter.add(tag, term.detach(), size)
 
     def see(self, outcome: Outcome) -> None:
-        """Buffer a micro-batch's predictions for the training metrics.
-
-        A torchmetrics update takes longer than the step of a small network, so it is called for many batches at once.
-        """
+        """Buffer predictions for the training metrics: an update takes longer than the step of a small network."""
+        check_terms(outcome.terms, self._metrics["train"])
         if not self._metrics["train"] or outcome.prediction is None or self._objective.at.again:
             return
         prediction, target = outcome.prediction, outcome.target
@@ -196,6 +193,7 @@ class Recorder:
         """Evaluate one batch of validation or test and add it to the means and metrics."""
         objective = self._objective
         outcome = Outcome.of(objective.compute_loss(batch), {"val": "validation"}.get(stage, stage))
+        check_terms(outcome.terms, self._metrics[stage])
         size = 0.0 if outcome.loss is None else float(objective.count(batch))
         if outcome.loss is not None and size:  # the mean of a batch in which nothing counts is 0 / 0
             if outcome.loss.device.type == "cpu" and not self._told and not math.isfinite(outcome.loss.item()):

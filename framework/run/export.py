@@ -207,7 +207,7 @@ def _write_module(core: Core, batch: Any, path: Path, facts: Facts) -> None:
         raise UserError(
             "--out *.ckpt: only a LightningModule (Recipe(module=...)) has load_from_checkpoint; write *.safetensors"
         )
-    write_for_lightning(core.model, facts, path)
+    write_for_lightning(_network(core), facts, path)
 
 
 def _any_number(one: Any) -> Any:

@@ -94,3 +94,10 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"needs the package peft; install the extra lora"):
         LoRA("body.0").prepare_model(Net())
+
+
+def test_tied_weights_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    with pytest.raises(UserError, match=r"0.weight and 1.weight are one tied parameter"):
+        LoRA("1").prepare_model(net)

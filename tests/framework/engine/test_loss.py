@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 import framework
 from framework import Core, Data, Outcome, Recipe, UserError, fit
@@ -212,3 +213,42 @@ def test_terms_are_curves_of_their_own(tmp_path: Any) -> None:
     assert run.core.recorder.latest["train/objective"] == pytest.approx(run.core.recorder.latest["train/loss"])
     assert framework.test(run)["test/fit"] == pytest.approx(run.last["val/fit"])
     assert framework.predict(run).shape == (30, 3)
+
+
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = linear(5, 12)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Any:
+        return {"loss": F.cross_entropy(self.net(x).reshape(-1, 3, 4), labels)}
+
+
+def test_a_networks_own_mean_over_targets_that_count_is_exact_under_accumulation() -> None:
+    runs = [trained({"x": X, "labels": TOKENS}, Tagger(), None, size, k) for size, k in ((30, 1), (4, 8))]
+    assert torch.allclose(*(run.core.model.net.weight for run in runs), atol=1e-6)
+    assert runs[0].last["val/loss"] == pytest.approx(runs[1].last["val/loss"], abs=1e-6)
+
+
+class Named(Core):
+    name = "loss"
+
+    def compute_loss(self, batch: Any) -> Outcome:
+        prediction = self(batch[0])
+        return Outcome(F.cross_entropy(prediction, batch[1]), prediction, batch[1], {self.name: prediction.mean()})
+
+
+def test_terms_do_not_take_the_names_of_others() -> None:
+    with pytest.raises(UserError, match="'loss' is a value of the run's own; rename the term"):
+        trained((X, Y), linear(), None, core=Named)
+    metrics = {"acc": MulticlassAccuracy(3)}
+    with pytest.raises(UserError, match="'acc' is the name of a metric too"):
+        trained((X, Y), linear(), None, core=type("Other", (Named,), {"name": "acc"}), metrics=metrics)
+
+
+@pytest.mark.parametrize("bad", [-0.5, float("nan")])
+def test_weights_are_not_negative(bad: float) -> None:
+    weight = torch.ones(30)
+    weight[4] = bad
+    with pytest.raises(UserError, match="numbers of 0 or more; some are negative or nan"):
+        trained((X, Y, weight), linear(), F.cross_entropy)
