@@ -28,7 +28,7 @@ class Unfreeze(Plugin):
 
     All parameters are in the optimizer from the start, so that schedules and groups apply to them; without a gradient
     they do not move. What trains is a function of the step, or kept in checkpoints: a resumed run goes on alike. Under
-    ddp the network is wrapped anew when a stage is thawed, so that no frozen parameter is waited for. Frozen
+    ddp the network is wrapped again when a stage is thawed, so that no frozen parameter is waited for. Frozen
     normalization layers keep their statistics, as under ``Freeze``.
 
     Args:

@@ -24,9 +24,10 @@ def input_of(batch: Any) -> Any:
 
 
 def target_of(batch: Any) -> Any:
-    """Return a batch's target: second item of a tuple or list, or an entry or field that is called so; see
-    :func:`input_of` and :data:`framework.data.roles.TARGETS`.
-    """  # noqa: D205
+    """Return a batch's target: second item of a tuple or list, or the entry or field with a usual name.
+
+    Usual names are ``target``, ``label``, ``y`` and the like (:data:`framework.data.roles.TARGETS`).
+    """
     return _part(batch, "target")
 
 
@@ -95,7 +96,7 @@ def _part(batch: Any, name: str) -> Any:
 
 def _sole(keys: list[Any]) -> bool:
     """Return whether a single entry is the input itself; one that networks know by its name stays named."""
-    return len(keys) == 1 and name_of(keys, "input") is None and not named_only(keys[0])
+    return len(keys) == 1 and not named_only(keys[0])
 
 
 def _key(batch: Any, name: str) -> str | int:

@@ -123,9 +123,13 @@ class ReadyLoader:
         finally:
             set_generators(present)
         if read == 0 and self._world == 1:
-            raise UserError(
-                f"Data({self._part}=...): {type(self._loader).__name__} yielded no batch; give at least one"
+            used = hasattr(self._loader, "__next__")
+            what = (
+                "is used up: give an object whose __iter__ starts over"
+                if used
+                else "yielded no batch; give at least one"
             )
+            raise UserError(f"Data({self._part}=...): {type(self._loader).__name__} {what}")
 
     @property
     def exit_code(self) -> int | None:

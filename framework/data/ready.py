@@ -29,8 +29,8 @@ class WindowLoader:
     epoch and each batch, so that an epoch's batches are a function of run seed and epoch; without, they go on as they
     are, as under Lightning's own loop, and their states must be kept in checkpoints (:meth:`position`).
 
-    Within an epoch a run is resumed by the loader's own ``load_state_dict`` if it has one; otherwise the epoch is begun
-    again from the state at its start, and the batches that were trained on are read and left out.
+    Within an epoch a run is resumed by the loader's own ``load_state_dict`` if it has one and its order is not keyed;
+    otherwise the epoch is begun again from the state at its start, and the batches that were trained on are left out.
 
     Args:
         loader: yields batches; of known length if it has ``__len__``.
@@ -95,7 +95,9 @@ class WindowLoader:
 
     def position(self) -> dict[str, Any]:
         """Return this rank's position as plain data: states at the start of the epoch and now, and windows read."""
-        own = self._source.state_dict() if hasattr(self._source, "load_state_dict") else None
+        # where the order is keyed, reading again finds it; a loader's own state does not hold the sampler's draws
+        stateful = self._turns is None and hasattr(self._source, "load_state_dict")
+        own = self._source.state_dict() if stateful else None
         return {"begun": self._begun, "now": self._state(), "read": self._read, "loader": own}
 
     def resume(self, kept: dict[str, Any]) -> None:
@@ -109,7 +111,7 @@ class WindowLoader:
             name = type(self.loader).__name__
             raise UserError(
                 f"Data(train=...): {name} is an iterator, which yields its batches once: to look at some besides"
-                " training, give an object whose __iter__ begins anew, or a DataLoader"
+                " training, give an object whose __iter__ starts over, or a DataLoader"
             )
         present = {"draws": state_of_generators(), "memory": memory_of(self.loader)}
         try:
@@ -122,7 +124,7 @@ class WindowLoader:
 
     @property
     def is_spent_by_reading(self) -> bool:
-        """Whether the loader is an iterator, which cannot begin anew."""
+        """Whether the loader is an iterator, which cannot start over."""
         return hasattr(self.loader, "__next__")
 
     def _named(self, batch: Any) -> Any:
@@ -241,7 +243,7 @@ class WindowLoader:
         if read == 0 and self.epoch and self.is_spent_by_reading:
             raise UserError(
                 f"Data(train=...): {name} is used up: an iterator yields its batches once; give an object whose"
-                " __iter__ begins anew, or trainer.max_epochs=1"
+                " __iter__ starts over, or trainer.max_epochs=1"
             )
         if read == 0:
             raise UserError(f"Data(train=...): {name} yielded no batch; give at least one")
@@ -274,6 +276,6 @@ def what_is_lost(loader: Any) -> list[str]:
             f"the order of {source} is its own, not keyed by the seed; a resumed run reads again what was read in the"
             " epoch, and is exact if that comes in the same order"
         )
-    elif not stateful:
+    elif not stream:
         found.append("a resumed run loads again what was loaded in the epoch, to find its place")
     return found

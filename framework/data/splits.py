@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from framework.data.order import labels_of
 from framework.data.parts import Part, checked, is_ready, length_of, subset
@@ -15,8 +15,9 @@ from framework.errors import UserError
 class Splits:
     """The constructors of :class:`framework.Data` that divide one set of samples."""
 
-    def __init__(self, *parts: Any, **options: Any) -> None:
-        raise NotImplementedError  # by the dataclass
+    if TYPE_CHECKING:
+
+        def __init__(self, *parts: Any, **options: Any) -> None: ...
 
     @classmethod
     def split(

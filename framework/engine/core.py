@@ -21,6 +21,7 @@ from framework.engine.gradient import Gradient
 from framework.engine.history import warn_of_first
 from framework.engine.loading import Loading
 from framework.engine.logged import add_logged
+from framework.engine.place import Place
 from framework.engine.recorder import Recorder
 from framework.engine.skips import OnNonFinite, Skips
 from framework.engine.state import restore_run, state_of_run
@@ -89,9 +90,10 @@ class Core(Loading):
     ) -> None:
         if on_nonfinite not in ("stop", "skip"):
             raise UserError(f"on_nonfinite={on_nonfinite!r}: must be 'stop' or 'skip'")
-        super().__init__(model, loss, plugins, data, seed, compile, accumulate)
+        super().__init__(model, loss, plugins, data, seed, compile)
         self.automatic_optimization = False
-        self.monitor, self.mode = monitor, mode
+        self.accumulate, self.monitor, self.mode = accumulate, monitor, mode
+        self.place, self._loaders = Place(self), {}
         self.recorder = Recorder(self, metrics or {}, monitor, mode)
         self.again = self._forward_kind(self)
         self.skips = Skips(self, self.recorder) if on_nonfinite == "skip" else None

@@ -91,7 +91,7 @@ class Gradient:
             self._wrap_again()
 
     def _wrap_again(self) -> None:
-        """Wrap the network for ddp anew, which shares the gradients of those parameters only that train when it wraps.
+        """Wrap the network for ddp again, which shares the gradients of those parameters only that train when it wraps.
 
         It would wait forever for the gradient of one that was frozen since, and leave out one that was thawed.
         """

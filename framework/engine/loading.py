@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
 from torchmetrics import Metric
 
-from framework.data.data import Data
 from framework.data.evaluation import EvalLoader, ReadyLoader
 from framework.data.loaders import TrainLoader
 from framework.data.modules import overridden
 from framework.data.ready import WindowLoader
 from framework.engine.objective import Objective
 from framework.engine.place import Place
-from framework.plugin.plugin import Plugin
 
 
 class Loading(Objective):
     """The part of :class:`framework.Core` that gives Lightning the loaders.
 
-    Args:
-        model: the network.
-        loss: the loss, or None.
-        plugins: the plugins.
-        data: the data.
-        seed: the run's seed.
-        compile: whether to compile the network.
-        accumulate: micro-batches per optimizer step.
-
     Attributes:
+        accumulate: micro-batches per optimizer step.
         place: where the run continues on a user's loader.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[[Any, Any], Tensor] | None,
-        plugins: Sequence[Plugin],
-        data: Data | None,
-        seed: int,
-        compile: bool | Mapping[str, Any],
-        accumulate: int,
-    ) -> None:
-        super().__init__(model, loss, plugins, data, seed, compile)
-        self.accumulate = accumulate
-        self._loaders: dict[str, TrainLoader | EvalLoader | WindowLoader | ReadyLoader] = {}
-        self.place = Place(self)
+    accumulate: int
+    place: Place
+    _loaders: dict[str, TrainLoader | EvalLoader | WindowLoader | ReadyLoader]
 
     def prepare_data(self) -> None:
         """Let a data module prepare its data."""

@@ -40,3 +40,10 @@ def test_parts_are_named() -> None:
 def test_nothing_to_evaluate_on() -> None:
     with pytest.raises(UserError, match=r"Data\(test=...\): list yielded no batch"):
         list(ReadyLoader([], "test"))
+
+
+def test_an_iterator_that_was_read() -> None:
+    loader = ReadyLoader(iter([torch.zeros(1)]), "val")
+    assert len(list(loader)) == 1
+    with pytest.raises(UserError, match=r"Data\(val=...\): list_iterator is used up: give an object"):
+        list(loader)
