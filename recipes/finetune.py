@@ -133,6 +133,9 @@ def recipe(
         "lora": [LoRA("*_project_conv,*_expand_conv,*_conv_head", rank=8, train="head")],
         "lp_ft": [Unfreeze(["head", "*"], every=head_epochs)],
     }
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):  # its momentum of 0.01 is for long training: statistics would lag behind
+            layer.momentum = 0.1
     return Recipe(
         model=model,
         data=Data(*parts, batch_size=batch_size, eval_batch_size=250),

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities import rank_zero_info
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from framework.checkpoint.events import sizes_of, take_back
-from framework.checkpoint.file import read_checkpoint
+from framework.checkpoint.file import read_checkpoint, read_data
 from framework.checkpoint.folder import KEY, NEXT, RunFolder, previous
 from framework.checkpoint.ranks import is_first
 from framework.engine.state import BadCheckpoint
@@ -212,22 +214,49 @@ def announce(folder: RunFolder, start: Start, differing: Iterable[str]) -> None:
         rank_zero_info(f"  changed since the run was started: {line}")
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load the network's weights from a checkpoint.
+def weights_in(path: str | Path, prefix: str = "model.") -> dict[str, Tensor]:
+    """Return a network's weights from a file.
 
     Args:
-        model: the network, as plugins prepared it.
-        path: the checkpoint.
+        path: a checkpoint of this framework or of Lightning, a saved ``state_dict()``, or ``FILE.safetensors``.
+        prefix: what stands before the names of the network's weights in a checkpoint of this framework.
 
     Raises:
-        UserError: if the file is unusable, or is of another network.
+        UserError: if the file is unusable, or holds no weights.
     """
-    kept = read_checkpoint(path)["state_dict"]
-    state = {name.removeprefix("model."): value for name, value in kept.items() if name.startswith("model.")}
+    if Path(path).suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"weights={str(path)!r}: cannot be read: {one_line(error)}") from error
+    content = read_data(path)
+    if "framework" not in content:
+        state = content.get("state_dict", content)
+        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+            raise UserError(f"weights={str(path)!r}: holds no weights by name; save model.state_dict()")
+        return dict(state)
+    kept: dict[str, Tensor] = read_checkpoint(path)["state_dict"]
+    return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load the weights of a network of the same structure.
+
+    Args:
+        model: the network.
+        state: the weights by name.
+        path: where they are from.
+
+    Raises:
+        UserError: if they are of another network.
+    """
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"weights={str(path)!r}: of another network: {one_line(error)}") from error
+    except (RuntimeError, AttributeError) as error:  # the latter for values that are no tensors
+        raise UserError(
+            f"weights={str(path)!r}: of another network: {one_line(error)}; if a plugin had changed it, as LoRA does,"
+            " give the file that export writes: FILE.safetensors"
+        ) from error
 
 
 def _plugins(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

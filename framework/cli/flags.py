@@ -102,7 +102,7 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
                 "RUN",
                 "resume the recipe's last unfinished run, or the run in that folder",
             ),
-            "--weights": ("CHECKPOINT", "start a new run from the weights of a checkpoint"),
+            "--weights": ("FILE", "start a new run from the weights of a checkpoint or an exported FILE.safetensors"),
             "--checkpoint-steps": ("N", "save a checkpoint every N steps, besides the one at the end of each epoch"),
             "--checkpoint-minutes": ("M", "save a checkpoint every M minutes; default 5"),
         }

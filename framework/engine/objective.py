@@ -79,7 +79,7 @@ class Objective(pl.LightningModule):
         object.__setattr__(self, "_network", model)
         self._losses = Loss(loss, model, type(self).__name__)
         materialize(self, data, model)
-        self.model = self.answers.fold("prepare_model", model)
+        self.model = self.answers.prepare(model, seed)
         self.edits = WeightEdits()
         # not `step`: subclasses and Lightning use short names for methods
         self.at = Step(seed, self.edits)

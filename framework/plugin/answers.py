@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from framework.errors import UserError
+from framework.ops.draws import keyed_globals
+from framework.ops.keyed import key_of
 from framework.plugin.hooks import HOOK_POINTS
 from framework.plugin.plugin import Plugin, overrides
 
@@ -50,6 +52,24 @@ class Answers:
             if value is None:
                 raise UserError(f"plugin {name!r}: {hook} returned None; return the value, changed or as it is")
         return value
+
+    def prepare(self, model: Any, seed: int) -> Any:
+        """Return the network as ``prepare_model`` of the plugins makes it, each of which draws from its own generator.
+
+        Whatever a plugin draws, such as the weights of a new layer, depends on the run's seed and its name alone.
+
+        Args:
+            model: the network.
+            seed: the run's seed.
+        """
+        for name, call in self._named["prepare_model"]:
+            with keyed_globals(key_of(seed, f"{name}.prepare_model") >> 1):
+                model = call(model)
+            if model is None:
+                raise UserError(
+                    f"plugin {name!r}: prepare_model returned None; return the network, changed or as it is"
+                )
+        return model
 
     def any(self, hook: str, *context: Any) -> bool:
         """Return whether any plugin returns True; all are called, because they may count their calls."""

@@ -23,6 +23,7 @@ from framework.checkpoint.resume import (
     load_weights,
     run_to_resume,
     start_of,
+    weights_in,
 )
 from framework.checkpoint.signals import Signals
 from framework.engine.core import Core
@@ -85,7 +86,8 @@ def fit(
             count them.
         resume: resume a run instead of starting one: True for the recipe's last unfinished run in ``logs``, or the
             run's folder. The other arguments override those that the run was started with.
-        weights: checkpoint from which the network's weights are loaded; everything else starts from the beginning.
+        weights: file from which the network's weights are loaded: a checkpoint of a run or of Lightning, a saved
+            ``state_dict()``, or ``FILE.safetensors`` as ``export`` writes it; everything else starts anew.
         checkpoint_steps: optimizer steps between two checkpoints, None for no such rule; there is one at the end of
             each epoch in any case.
         checkpoint_minutes: minutes between two checkpoints, None for no such rule.
@@ -110,9 +112,13 @@ def fit(
         spec.on_top_of(before, training=True)
     built = spec.build()
     options = spec.options(built)
+    state = None if weights is None else weights_in(weights, "" if built.module is not None else "model.")
+    if state is not None and weights is not None and state.keys() == built.model.state_dict().keys():
+        load_weights(built.model, state, weights)  # before a plugin changes the network, as LoRA does
+        state = None
     core = built.make_core(spec.seed, options, spec.on_nonfinite)
-    if weights is not None:
-        load_weights(core.model, weights)
+    if state is not None and weights is not None:
+        load_weights(core.model, state, weights)
     core.attach_plugins()  # before a folder is made, since most mistakes show here
     raise_or_warn(lint(built, core, options), spec.name)
     record = record_of(spec, built, core)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from framework import Data, Recipe, Run, UserError, export, fit
+from framework import Data, Plugin, Recipe, Run, UserError, export, fit
 from plugins.freeze import Freeze
 from plugins.lora import LoRA
 from plugins.optimizer import Optimizer
@@ -60,6 +60,40 @@ def test_export_merges(digits: Any, tmp_path: Path) -> None:
     apart = trained(digits, LoRA("body.0", rank=2, train="head", merge=False))
     export(apart, out=tmp_path / "apart.safetensors")
     assert "body.0.lora_A.default.weight" in load_file(tmp_path / "apart.safetensors")
+
+
+def test_it_starts_from_weights_of_the_plain_network_and_hands_them_back(digits: Any, tmp_path: Path) -> None:
+    plain = trained(digits, logs=tmp_path)
+    lora = LoRA("body.0,body.3", rank=2, train="head")
+    run = trained(digits, lora, weights=plain.best, logs=tmp_path)
+    assert torch.equal(run.core.model.body[0].base_layer.weight, plain.core.model.body[0].weight)
+    again = trained(digits, LoRA("body.0,body.3", rank=2, train="head"), weights=run.best, epochs=1)
+    assert torch.equal(again.core.model.body[0].base_layer.weight, plain.core.model.body[0].weight)
+    with pytest.raises(UserError, match=r"of another network: .* give the file that export writes: FILE.safetensors"):
+        trained(digits, weights=run.best)
+    out = tmp_path / "net.safetensors"
+    export(run, out=out)
+    merged = trained(digits, weights=out, epochs=1)
+    assert merged.metrics["val/loss"] < plain.metrics["val/loss"]
+    out.write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"weights='.*net.safetensors': cannot be read: "):
+        trained(digits, weights=out)
+
+
+def test_the_factors_depend_on_the_seed_and_not_on_draws_of_others(digits: Any) -> None:
+    def factor(seed: int, *others: Any) -> Any:
+        torch.manual_seed(len(others))
+        lora = LoRA("body.0,body.3", rank=2, train="head")
+        recipe = Recipe(Net(), Data(digits, digits, batch_size=32), cross_entropy, plugins=[*others, lora])
+        return recipe.make_core(seed, {}).model.body[0].lora_A["default"].weight
+
+    class Draws(Plugin):
+        def prepare_model(self, model: nn.Module) -> nn.Module:
+            torch.rand(3)
+            return model
+
+    assert torch.equal(factor(0), factor(0, Draws()))
+    assert not torch.equal(factor(0), factor(1))
 
 
 def test_it_resumes(digits: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from framework.checkpoint import file as checkpoint_file
 from framework.checkpoint import saving as checkpoints
 from framework.checkpoint.file import read_checkpoint, write_checkpoint
 from framework.checkpoint.folder import RunFolder
-from framework.checkpoint.resume import load_weights, run_to_resume, start_of
+from framework.checkpoint.resume import run_to_resume, start_of, weights_in
 from framework.checkpoint.saving import Checkpoints
 from framework.errors import UserError
 from framework.run.result import Interrupted
@@ -815,6 +815,21 @@ def test_a_new_run_from_weights(make: Make, tmp_path: Path) -> None:
     assert record_of(tmp_path)["status"] == "finished"
 
 
+def test_weights_from_files_of_others(make: Make, tmp_path: Path) -> None:
+    first = fit(make(), logs=tmp_path)
+    expected = first.core.model.state_dict()
+    plain, lightning, odd = tmp_path / "plain.pt", tmp_path / "lightning.ckpt", tmp_path / "odd.pt"
+    torch.save(expected, plain)
+    torch.save({"state_dict": expected, "epoch": 3, "pytorch-lightning_version": "2.6.0"}, lightning)
+    torch.save({"state_dict": 5}, odd)
+    for path in (plain, lightning):
+        again = fit(make(), seed=5, logs=None, weights=path)
+        assert again.metrics["val/loss"] < first.metrics["val/loss"]
+        assert all(torch.equal(value, expected[name]) for name, value in weights_in(path).items())
+    with pytest.raises(UserError, match=r"weights='.*odd.pt': "):
+        fit(make(), logs=None, weights=odd)
+
+
 def test_weights_of_another_network_are_refused(make: Make, tmp_path: Path) -> None:
     best = fit(make(), logs=tmp_path).best
     made = make()
@@ -830,7 +845,7 @@ def test_weights_from_a_file_that_is_none(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x.ckpt: damaged, or not a checkpoint"):
         fit(make(), logs=tmp_path / "logs", weights=tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"y.ckpt: no such checkpoint"):
-        load_weights(nn.Linear(1, 1), tmp_path / "y.ckpt")
+        weights_in(tmp_path / "y.ckpt")
     assert not (tmp_path / "logs").exists()
 
 
