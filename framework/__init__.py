@@ -19,16 +19,22 @@ if TYPE_CHECKING:
     from framework.plugin.phase import Phase
     from framework.plugin.plugin import Plugin
     from framework.plugin.step import Step
+    from framework.ranges import Choices, LogRange, Range
     from framework.recipe.recipe import Recipe
     from framework.run.evaluate import predict, test, validate
     from framework.run.export import export
     from framework.run.fit import fit
     from framework.run.result import Interrupted, Run
+    from framework.tune.tune import tune
 
 # albumentations looks for a newer release online when imported, and a recipe may import it before any plugin
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 _HOME = {
+    "Choices": "ranges",
+    "LogRange": "ranges",
+    "Range": "ranges",
+    "tune": "tune.tune",
     "Core": "engine.core",
     "Data": "data.data",
     "Finding": "plugin.finding",
@@ -50,16 +56,19 @@ _HOME = {
     "validate": "run.evaluate",
 }
 __all__ = [
+    "Choices",
     "Core",
     "Data",
     "Finding",
     "Host",
     "Interrupted",
     "LintWarning",
+    "LogRange",
     "MixedTarget",
     "Outcome",
     "Phase",
     "Plugin",
+    "Range",
     "Recipe",
     "Run",
     "Step",
@@ -69,6 +78,7 @@ __all__ = [
     "fit",
     "predict",
     "test",
+    "tune",
     "validate",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from framework.errors import UserError
 from framework.ops.patterns import Patterns, select_layers
 from framework.ops.rates import kl, rows_of_units
 from framework.plugin import Host, Plugin, Step
+from framework.ranges import LogRange
 from framework.settings import Bounds, NonNegative, PositiveInt
 
 SparsityKind = Literal["l1", "kl", "k_winners"]
@@ -104,10 +105,10 @@ class ActivationSparsity(Plugin):
     Makhzani and Frey (2014), k-Sparse autoencoders (k_winners).
     """
 
-    alpha: NonNegative | None = None
+    alpha: Annotated[NonNegative, LogRange(1e-6, 1e-2)] | None = None
     layers: Patterns = "ReLU"
     kind: SparsityKind = "l1"
-    rho: OpenRate = 0.05
+    rho: Annotated[OpenRate, LogRange(0.01, 0.3)] = 0.05
     k: PositiveInt | Share | None = None
     threshold: NonNegative = 0.0
 
@@ -126,6 +127,11 @@ class ActivationSparsity(Plugin):
             return dict.fromkeys(("micro", "ranks"), "mean activations are over one micro-batch of one rank")
         within = dict.fromkeys(("eval", "leftovers"), "k_winners is a part of the network")
         return within if self.kind == "k_winners" else {}
+
+    @property
+    def idle(self) -> Collection[str]:
+        """Return the settings of another kind."""
+        return () if self.kind == "kl" else ("rho",)
 
     def check(self) -> None:
         """Check that the kind's strength is given, and that of the other kinds is not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from framework.data import clean_target, input_of, replace, target_of
 from framework.errors import UserError
 from framework.plugin import Host, Plugin, Step
+from framework.ranges import LogRange
 from framework.settings import NonNegative, Positive, PositiveInt
 
 
@@ -154,9 +155,9 @@ class Adversarial(Plugin):
         Virtual Adversarial Training.
     """
 
-    eps: NonNegative
+    eps: Annotated[NonNegative, LogRange(1e-3, 1.0)]
     kind: Literal["fgsm", "vat"]
-    alpha: NonNegative = 1.0
+    alpha: Annotated[NonNegative, LogRange(0.1, 10)] = 1.0
     xi: Positive = 1e-3
     iterations: PositiveInt = 1
     outputs: Literal["softmax", "bernoulli", "normal"] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from framework.data import MixedTarget, input_of, leaves_of, map_rest, replace, rest_of, target_of
 from framework.ops.dense import check_images, place_of, refused
 from framework.plugin import Plugin, Step
+from framework.ranges import LogRange, Range
 from framework.settings import NonNegative, Probability
 
 Box = tuple[slice, slice]
@@ -109,8 +110,8 @@ class CutMix(Plugin):
     localizable features.
     """
 
-    alpha: NonNegative = 1.0
-    probability: Probability = 1.0
+    alpha: Annotated[NonNegative, LogRange(0.1, 2)] = 1.0
+    probability: Annotated[Probability, Range(0, 1)] = 1.0
     target: Literal["fixed"] | None = None
 
     examples = ({},)

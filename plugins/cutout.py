@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from framework.data import input_of, map_rest, replace, rest_of
 from framework.ops.dense import check_images, place_of
 from framework.ops.draws import Draws
 from framework.ops.transforms import RandomCutout, Size
 from framework.plugin import Plugin, Step
+from framework.ranges import Range
 from framework.settings import Probability
 
 
@@ -46,7 +47,7 @@ class Cutout(Plugin):
     """
 
     size: Size
-    probability: Probability = 1.0
+    probability: Annotated[Probability, Range(0, 1)] = 1.0
     target: float | Literal["keep"] | None = None
 
     examples = ({"size": 4}, {"size": 3, "probability": 0.5})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Annotated
+
 from torch import Tensor
 
 from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.ops.patterns import Patterns
 from framework.plugin import Host, Plugin, Step
+from framework.ranges import LogRange, Range
 from framework.settings import NonNegative
 
 
@@ -53,9 +57,9 @@ class HiddenNoise(Plugin):
     """
 
     layers: Patterns
-    std: NonNegative = 0.1
+    std: Annotated[NonNegative, LogRange(0.01, 1)] = 0.1
     kind: NoiseKind = "gaussian"
-    rate: Rate | None = None
+    rate: Annotated[Rate, Range(0, 0.8)] | None = None
 
     examples = (
         {"layers": "ReLU", "std": 0.3},
@@ -63,6 +67,11 @@ class HiddenNoise(Plugin):
         {"layers": ["Embedding", "LSTM"], "kind": "masking", "rate": 0.3, "in": "tokens"},
     )
     absent = ({"std": 0.0}, {"std": 0.0}, {"rate": 0.0})
+
+    @property
+    def idle(self) -> Collection[str]:
+        """Return the settings of another kind."""
+        return ("std",) if self.kind == "masking" else ()
 
     def check(self) -> None:
         """Check that masking has a rate, and that no other kind has one."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Collection
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from framework.data import input_of, map_leaves, replace
 from framework.errors import UserError
 from framework.ops.draws import NoiseKind, Rate, check_rate, disturbed
 from framework.plugin import Plugin, Step
+from framework.ranges import LogRange, Range
 from framework.settings import NonNegative
 
 
@@ -54,12 +56,17 @@ class InputNoise(Plugin):
     Courville (2016), Deep Learning, section 7.5.
     """
 
-    std: NonNegative = 0.1
+    std: Annotated[NonNegative, LogRange(0.01, 1)] = 0.1
     kind: NoiseKind = "gaussian"
-    rate: Rate | None = None
+    rate: Annotated[Rate, Range(0, 0.8)] | None = None
 
     examples = ({"std": 0.3}, {"std": 0.5, "kind": "multiplicative"}, {"kind": "masking", "rate": 0.3})
     absent = ({"std": 0.0}, {"std": 0.0}, {"rate": 0.0})
+
+    @property
+    def idle(self) -> Collection[str]:
+        """Return the settings of another kind."""
+        return ("std",) if self.kind == "masking" else ()
 
     def check(self) -> None:
         """Check that masking has a rate, and that no other kind has one."""

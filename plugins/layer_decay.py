@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from framework.errors import UserError
 from framework.ops.depth import blocks_of
 from framework.ops.patterns import Patterns, select_parameters
 from framework.plugin import Host, Plugin
+from framework.ranges import Range
 from framework.settings import Probability
 
 
@@ -37,7 +38,7 @@ class LayerDecay(Plugin):
     fine-tuning); Clark et al. (2020), ELECTRA (layer-wise decay).
     """
 
-    decay: Probability
+    decay: Annotated[Probability, Range(0.5, 1)]
     blocks: list[Patterns] | None = None
 
     after = {"Optimizer": "it sets the learning rates that are scaled here"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from framework.errors import UserError, some
 from framework.ops.patterns import Patterns, select_layers, select_parameters
 from framework.plugin import Host, Plugin
+from framework.ranges import Choices
 from framework.settings import PositiveInt, Probability
 
 
@@ -48,7 +49,7 @@ class LoRA(Plugin):
     """
 
     layers: Patterns
-    rank: PositiveInt = 8
+    rank: Annotated[PositiveInt, Choices(2, 4, 8, 16)] = 8
     alpha: PositiveInt = 16
     dropout: Probability = 0.0
     train: Patterns = ()

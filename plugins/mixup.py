@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from framework.data import MixedTarget, input_of, leaves_of, map_leaves, replace, target_of
 from framework.errors import UserError
 from framework.plugin import Plugin, Step
+from framework.ranges import LogRange
 from framework.settings import NonNegative, Probability
 
 
@@ -69,7 +70,7 @@ class Mixup(Plugin):
     Source: Zhang, Cisse, Dauphin and Lopez-Paz (2018), mixup: Beyond empirical risk minimization.
     """
 
-    alpha: NonNegative = 0.2
+    alpha: Annotated[NonNegative, LogRange(0.05, 2)] = 0.2
     probability: Probability = 1.0
 
     examples = ({"alpha": 1.0},)

@@ -18,6 +18,7 @@ from framework.ops.tables import other_rows, padding_rows, without_rows
 from framework.ops.units import Units, units_by_weight
 from framework.ops.weights import Training, Weights, split_by_pattern
 from framework.plugin import Finding, Host, Plan, Plugin, Step
+from framework.ranges import LogRange
 from framework.settings import Bounds, NonNegative, Probability
 
 
@@ -75,7 +76,7 @@ class NormPenalty(Plugin):
     (2014), Proximal algorithms.
     """
 
-    alpha: NonNegative | dict[str, NonNegative]
+    alpha: Annotated[NonNegative, LogRange(1e-6, 1e-1)] | dict[str, NonNegative]
     p: Annotated[float, Bounds(low=1)] = 2
     l1_ratio: Probability | None = None
     groups: Groups | None = None

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from framework.ops.muon import Muon
 from framework.ops.patterns import Patterns, is_weight, select_weights
 from framework.ops.tables import tables
 from framework.plugin import Host, Plugin, Step
+from framework.ranges import LogRange
 from framework.settings import NonNegative, Positive
 
 _log = logging.getLogger(__name__)
@@ -139,8 +140,8 @@ class Optimizer(Plugin):
     """
 
     cls: type[torch.optim.Optimizer] | str = torch.optim.AdamW
-    lr: NonNegative = 1e-3
-    weight_decay: NonNegative = 0.0
+    lr: Annotated[NonNegative, LogRange(1e-4, 1e-1)] = 1e-3
+    weight_decay: Annotated[NonNegative, LogRange(1e-5, 1)] = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, NonNegative]] = dataclasses.field(default_factory=dict)
     decay_biases: bool = False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from framework.ops.patterns import Patterns, select_weights
 from framework.plugin import Host, Plugin, Step
+from framework.ranges import LogRange
 from framework.settings import NonNegative
 
 
@@ -74,7 +76,7 @@ class SAM(Plugin):
         ASAM: Adaptive Sharpness-Aware Minimization.
     """
 
-    rho: NonNegative = 0.05
+    rho: Annotated[NonNegative, LogRange(5e-3, 0.5)] = 0.05
     adaptive: bool = False
     eta: NonNegative = 0.01
     weights: Patterns = "*"

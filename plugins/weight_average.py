@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +16,7 @@ from framework.ops.buffers import keep_buffers
 from framework.ops.shards import copy_into, laid_out_as, locals_of
 from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step
+from framework.ranges import Choices
 from framework.settings import PositiveInt, Probability
 
 
@@ -108,7 +109,7 @@ class WeightAverage(Plugin):
     """
 
     kind: Literal["ema", "swa", "start"] = "ema"
-    decay: Probability = 0.999
+    decay: Annotated[Probability, Choices(0.9, 0.99, 0.999, 0.9999)] = 0.999
     start: Probability = 0.0
     every: PositiveInt = 1
     batches: PositiveInt = 32
@@ -122,6 +123,11 @@ class WeightAverage(Plugin):
         {"kind": "start"},
     )
     absent = (None, None, None, {"share": 1.0})
+
+    @property
+    def idle(self) -> Collection[str]:
+        """Return the settings of another kind."""
+        return () if self.kind == "ema" else ("decay",)
 
     def check(self) -> None:
         """Refuse a warm-up of a mean, which has no decay."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from framework.ops.shards import is_sharded, laid_out_as, locals_of
 from framework.ops.tables import padding_rows
 from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step, overrides
+from framework.ranges import LogRange
 from framework.settings import NonNegative
 
 _IN_CACHE, _IN_MEMORY = 1 << 17, 1 << 24
@@ -167,7 +168,7 @@ class WeightNoise(Plugin):
     sequence, 0.075); Goodfellow, Bengio and Courville (2016), Deep Learning, section 7.5.
     """
 
-    std: NonNegative = 0.075
+    std: Annotated[NonNegative, LogRange(1e-3, 0.3)] = 0.075
     kind: WeightNoiseKind = "gaussian"
     weights: Patterns = "*"
     fresh: Literal["step", "sequence"] = "step"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from framework.cli import searching
 from framework.cli.flags import (
     COMMANDS,
     PROG,
@@ -73,6 +74,7 @@ def run_with_recipe(command: str, args: list[str]) -> int:
         return 0
     if not args or args[0].startswith("-"):
         raise UserError(f"the recipe comes first: {PROG} {command} RECIPE [flags]")
+    from framework.recipe.changes import read_changes
     from framework.recipe.load import load_recipe
 
     path, *flags = args
@@ -84,14 +86,23 @@ def run_with_recipe(command: str, args: list[str]) -> int:
     flags, trainer = take_trainer_options(flags)
     given = parse_flags(parser, factory, flags)
     out = given.pop("out", None)
+    kept = read_changes(given.pop("settings")) if "settings" in given else {}
     overrides: dict[str, Any] = {
-        "parameters": {name: given.pop(name) for name in inspect.signature(factory).parameters if name in given},
-        "trainer": trainer,
-        "settings": dict(parse_setting(text) for text in given.pop("set", None) or []),
-        "with_": [parse_addition(text) for text in given.pop("with", None) or []],
-        "without": given.pop("without", None) or [],
+        "parameters": {
+            **kept.get("parameters", {}),
+            **{name: given.pop(name) for name in inspect.signature(factory).parameters if name in given},
+        },
+        "trainer": {**kept.get("trainer", {}), **trainer},
+        "settings": {
+            **kept.get("settings", {}),
+            **dict(parse_setting(text) for text in given.pop("set", None) or []),
+        },
+        "with_": [*kept.get("with_", []), *(parse_addition(text) for text in given.pop("with", None) or [])],
+        "without": [*kept.get("without", []), *(given.pop("without", None) or [])],
         **given,
     }
+    if command == "tune":
+        return searching.run(path, overrides)
     if command == "explain":
         print(_explain(factory, overrides))
         return 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
+from framework.cli import searching
 from framework.errors import UserError, did_you_mean, one_line
 from framework.values import Text, misfit, read_value
 
@@ -39,9 +40,11 @@ _KINDS: dict[str, dict[str, Any]] = {
     "--raw": {"action": "store_true"},
     "--checkpoint-steps": {"type": int},
     "--checkpoint-minutes": {"type": float},
+    **searching.KINDS,
 }
 COMMANDS = {
     **_WITH_RECIPE,
+    "tune": "search settings of plugins and parameters of a recipe",
     "plugins": "list the installed plugins with their settings",
     "check": "test whether a plugin, or every installed one, keeps the framework's guarantees",
 }
@@ -68,7 +71,7 @@ def make_parser(
         default_env=False,
     )
     if factory is not None:
-        _add_parameters(parser, factory, path)
+        _add_parameters(parser, factory, path, command)
     group = parser.add_argument_group(f"flags of {command}")
     for flag, (metavar, text) in _own_flags(command).items():
         kind = _KINDS.get(flag, {}) | ({"metavar": metavar} if metavar else {})
@@ -90,12 +93,16 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
         "--without": ("PLUGIN", "remove a plugin"),
         "--trainer.OPTION": ("VALUE", "any option of Lightning's Trainer: --trainer.max_epochs 3"),
     }
+    if command in ("fit", "explain", "tune"):
+        flags["--settings"] = ("FILE", "changes to the recipe in a file, as tune writes it")
     if command == "explain":
         return flags
     flags |= {
         "--seed": ("N", "random seed of the run; default 0"),
         "--logs": ("DIR", "folder of all runs; default lightning_logs"),
     }
+    if command == "tune":
+        flags |= searching.FLAGS
     if command == "fit":
         flags |= {
             "--resume": (
@@ -122,9 +129,11 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
     return flags
 
 
-def _add_parameters(parser: jsonargparse.ArgumentParser, factory: Callable[..., Recipe], path: str) -> None:
+def _add_parameters(
+    parser: jsonargparse.ArgumentParser, factory: Callable[..., Recipe], path: str, command: str
+) -> None:
     """Add a flag for each parameter of the recipe, with help from its docstring."""
-    taken = {name.removeprefix("--").replace("-", "_") for command in _WITH_RECIPE for name in _own_flags(command)}
+    taken = {name.removeprefix("--").replace("-", "_") for one in {*_WITH_RECIPE, command} for name in _own_flags(one)}
     for name in inspect.signature(factory).parameters:
         if name in taken | {"help", "trainer"}:
             raise UserError(f"{path}: the recipe's parameter {name!r} has the name of a flag; rename it")

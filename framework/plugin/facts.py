@@ -69,6 +69,11 @@ class Facts(Callback):
         return 0.0
 
     @property
+    def idle(self) -> Collection[str]:
+        """Settings that have no effect beside the others as they are, which a search need not try."""
+        return ()
+
+    @property
     def state_key(self) -> str:
         """The plugin's key in checkpoints."""
         return self.name

@@ -1,0 +1,111 @@
+"""The command ``tune``: its flags, and what it prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from framework.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+
+    from framework.tune.results import Study
+
+FLAGS = {
+    "--trials": ("N", "number of trials; default 20 without another budget"),
+    "--minutes": ("M", "begin no trial after M minutes"),
+    "--total-epochs": ("N", "begin no trial after N epochs, all trials together"),
+    "--search": ("NAME=RANGE", "search a setting or parameter: weight_noise.std=1e-3..1e-1, width=64,128"),
+    "--cocktail": ("", "search also which plugins are used"),
+    "--workers": ("N", "processes that train trials at the same time; default 1"),
+    "--seeds": ("N", "runs of each trial with different seeds; default 1"),
+    "--folds": ("K", "validation folds of each trial, for a recipe with a parameter fold"),
+    "--metric": ("TAG", "the figure that is sought; default the recipe's monitor"),
+    "--mode": ("min|max", "whether less or more of it is better; default by the metric"),
+    "--prune": ("KIND", "give up trials early: median, asha, hyperband or wilcoxon; default none"),
+    "--sampler": ("tpe|random", "how settings are chosen; default tpe"),
+    "--study": ("NAME", "name of the study; the same command goes on with it; default study"),
+    "--storage": ("ADDRESS", "storage for many machines: postgresql://…, sqlite:///FILE, grpc://HOST:PORT"),
+    "--refit": ("", "train the chosen settings on training and validation parts together"),
+    "--dry": ("", "print the space and the cost of a trial, and train nothing"),
+}
+KINDS: dict[str, dict[str, Any]] = {
+    **{flag: {"type": int} for flag in ("--trials", "--total-epochs", "--workers", "--seeds", "--folds")},
+    "--minutes": {"type": float},
+    "--search": {"action": "append"},
+    **{flag: {"action": "store_true"} for flag in ("--cocktail", "--refit", "--dry")},
+}
+_FIELDS = {"total_epochs": "epochs", "study": "name"}
+
+
+def run(path: str, overrides: Mapping[str, Any]) -> int:
+    """Run the command.
+
+    Args:
+        path: path of the recipe.
+        overrides: flags by name.
+    """
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise UserError("tune needs the package optuna; install the extra tune: pip install 'jtilde[tune]'") from error
+    from framework.tune.tune import dry, tune
+
+    given = {_FIELDS.get(name, name): value for name, value in overrides.items()}
+    given["search"] = dict(_range(text) for text in given.get("search") or [])
+    for name, choices in _CHOICES.items():
+        if given.get(name) not in (None, *choices):
+            raise UserError(f"--{name} {given[name]}: must be one of {', '.join(choices)}")
+    if given.pop("dry", False):
+        print(dry(path, **given))
+        return 0
+    lines = Lines()
+    study = tune(path, **given, tell=lines)
+    lines.end()
+    print(study.summary())
+    return 0
+
+
+_CHOICES = {
+    "prune": ("none", "median", "asha", "hyperband", "wilcoxon"),
+    "sampler": ("tpe", "random"),
+    "mode": ("min", "max"),
+}
+
+
+def _range(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not value:
+        raise UserError(f"--search {text}: write it as NAME=LOW..HIGH or NAME=A,B,C")
+    return name.strip(), value.strip()
+
+
+class Lines:
+    """Prints a line a trial; on a terminal also how far the study is, in one line that stays in place."""
+
+    def __call__(self, study: Study, trial: FrozenTrial) -> None:
+        """Print a trial that ended."""
+        from framework.tune.results import describe, spread
+
+        state = {"COMPLETE": "", "PRUNED": "given up at ", "FAIL": "failed: "}[trial.state.name]
+        values = trial.user_attrs.get("values") or ([trial.value] if trial.value is not None else [])
+        what = trial.user_attrs.get("error", "") if trial.state.name == "FAIL" else spread(values) if values else ""
+        best = study.best
+        mark = " *" if best is not None and best.number == trial.number else ""
+        live = sys.stdout.isatty()
+        chosen = describe(trial.user_attrs["chosen"]) if "chosen" in trial.user_attrs else ""
+        clear = "\r\x1b[K" if live else ""
+        print(f"{clear}trial {trial.number:>3}  {state}{what}{mark}  {chosen}", flush=True)
+        if live and best is not None:
+            running = sum(one.state.name == "RUNNING" for one in study.trials)
+            print(
+                f"{len(study.ended())} ended, {running} running, best {best.value:.4g} (trial {best.number})",
+                end="",
+                flush=True,
+            )
+
+    def end(self) -> None:
+        """Leave the line that stays in place."""
+        print("\r\x1b[K" if sys.stdout.isatty() else "")

@@ -1,0 +1,149 @@
+"""What a study is asked to do; each worker gets a copy."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from framework.errors import UserError, did_you_mean
+from framework.recipe.load import load_recipe
+from framework.recipe.recipe import Recipe
+from framework.recipe.spec import RunSpec, Source
+from framework.settings import plain
+
+Prune = Literal["none", "median", "asha", "hyperband", "wilcoxon"]
+Sampler = Literal["tpe", "random"]
+
+
+@dataclasses.dataclass
+class Order:
+    """What a study is asked to do.
+
+    Args:
+        recipe: path of a recipe file, or a function that returns a recipe.
+        name: the study's name.
+        folder: the study's folder.
+        storage: where the study is kept, see :func:`framework.tune.storage.open_storage`.
+        parameters: parameters of the recipe function.
+        trainer: options of the Trainer.
+        settings: settings of plugins.
+        with_: plugins to add: names, or ``(name, settings)``.
+        without: names of plugins to leave out.
+        search: ranges by name of a setting or parameter, beside those that are declared.
+        cocktail: let every plugin that regularizes be on or off.
+        seeds: runs of a trial with different seeds, from 0.
+        folds: runs of a trial with different validation folds; 0 for the recipe's own split.
+        metric: tag of the figure that is sought, None for the recipe's monitor.
+        mode: ``"min"`` or ``"max"``, None for the recipe's.
+        prune: how trials are given up before their end.
+        sampler: how settings are chosen.
+        seed: seed of the choice of settings.
+        threads: threads of a worker.
+    """
+
+    recipe: Source
+    name: str
+    folder: Path
+    storage: str
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trainer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    with_: Sequence[Any] = ()
+    without: Sequence[str] = ()
+    search: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    cocktail: bool = False
+    seeds: int = 1
+    folds: int = 0
+    metric: str | None = None
+    mode: str | None = None
+    prune: Prune = "none"
+    sampler: Sampler = "tpe"
+    seed: int = 0
+    threads: int = 1
+    _factory: Any = dataclasses.field(default=None, init=False, repr=False)
+
+    def build(self) -> Recipe:
+        """Return the recipe with the order's own changes, and settle metric and mode if they were left open.
+
+        Raises:
+            UserError: if the recipe cannot be built, or has no folds although they were asked for.
+        """
+        spec = self.spec({})
+        if self.folds:
+            known = list(inspect.signature(self.factory()).parameters)
+            if "fold" not in known:
+                raise UserError(
+                    f"folds={self.folds}: the recipe has no parameter 'fold', the number of the fold that validates"
+                    f"{did_you_mean('fold', known)}; see Data.folds"
+                )
+        recipe = spec.build()
+        self.metric, self.mode = self._sought(recipe)
+        return recipe
+
+    def _sought(self, recipe: Recipe) -> tuple[str, str]:
+        metric = self.metric or recipe.monitor
+        if metric == recipe.monitor:
+            return metric, self.mode or recipe.mode
+        name = metric.rpartition("/")[2]
+        higher = False if name == "loss" else getattr(recipe.metrics.get(name), "higher_is_better", None)
+        if self.mode is None and higher is None:
+            raise UserError(f"metric={metric!r}: unknown whether more is better; give mode='min' or mode='max'")
+        return metric, self.mode or ("max" if higher else "min")
+
+    def factory(self) -> Any:
+        """Return the recipe function; a file is imported once, so that what its readers of data cache stays."""
+        if self._factory is None:
+            self._factory = load_recipe(self.recipe) if isinstance(self.recipe, str | Path) else self.recipe
+        return self._factory
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_factory": None}  # each worker imports the file
+
+    def spec(self, overrides: Mapping[str, Any]) -> RunSpec:
+        """Return the specification of a run with a trial's changes."""
+        every = self.overrides(overrides)
+        return RunSpec(
+            self.factory(),
+            None,
+            every["parameters"],
+            every["trainer"],
+            every["settings"],
+            every["with_"],
+            every["without"],
+        )
+
+    def overrides(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the changes to the recipe as arguments of :func:`framework.fit`: the order's own, then a trial's.
+
+        Args:
+            chosen: a trial's ``parameters``, ``settings`` and ``without``.
+        """
+        off = set(chosen.get("without", ()))
+        added = [one for one in self.with_ if _name(one) not in off]
+        names = {_name(one) for one in self.with_}
+        settings = {**self.settings, **chosen.get("settings", {})}
+        return {
+            "parameters": {**self.parameters, **chosen.get("parameters", {})},
+            "trainer": dict(self.trainer),
+            "settings": {path: value for path, value in settings.items() if path.rpartition(".")[0] not in off},
+            "with_": added,
+            "without": [*self.without, *(name for name in chosen.get("without", ()) if name not in names)],
+        }
+
+    def runs(self) -> list[tuple[int, int | None]]:
+        """Return seed and fold of each run of a trial."""
+        folds: list[int | None] = list(range(self.folds)) if self.folds else [None]
+        return [(seed, fold) for seed in range(self.seeds) for fold in folds]
+
+    def fingerprint(self, space: str) -> dict[str, Any]:
+        """Return what must not change between two commands on one study."""
+        names = ("parameters", "trainer", "settings", "with_", "without", "seeds", "folds", "metric", "mode", "sampler")
+        kept = {name: plain(getattr(self, name)) for name in names}
+        return {"recipe": self.spec({}).name, **kept, "space": space}
+
+
+def _name(added: Any) -> str:
+    return added if isinstance(added, str) else added[0] if isinstance(added, (tuple, list)) else added.name

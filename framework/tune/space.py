@@ -1,0 +1,192 @@
+"""The space of a study: which settings and parameters are searched, where, and which plugins may be left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from framework.errors import UserError, did_you_mean
+from framework.plugin.plugin import Plugin, overrides
+from framework.plugin.relations import check_relations
+from framework.ranges import Choices, LogRange, Searched, range_of, read_range, whole_numbers
+from framework.recipe.recipe import Recipe
+from framework.tune.order import Order
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+# what belongs to optimization, of which a run without would be another one
+_NEEDED = ("make_optimizer", "make_scheduler", "group_parameters", "next_phase")
+_PLAIN = (type(None), bool, int, float, str)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """One searched setting or parameter.
+
+    Args:
+        name: ``plugin.setting``, or the name of a parameter of the recipe.
+        searched: its range.
+        value: its value in the recipe.
+        whole: whether it takes whole numbers only.
+    """
+
+    name: str
+    searched: Searched
+    value: Any
+    whole: bool = False
+
+    @property
+    def plugin(self) -> str | None:
+        """Name of the setting's plugin; None for a parameter."""
+        return self.name.rpartition(".")[0] or None
+
+    @property
+    def default(self) -> Any:
+        """The value in the recipe as Optuna keeps it; None if it lies outside of the range."""
+        if isinstance(self.searched, Choices):
+            return _kept(self.value) if self.value in self.searched.values else None
+        number = isinstance(self.value, (int, float)) and not isinstance(self.value, bool)
+        return self.value if number and self.searched.low <= self.value <= self.searched.high else None
+
+    def suggest(self, trial: Trial) -> Any:
+        """Return the trial's value."""
+        searched = self.searched
+        if isinstance(searched, Choices):
+            kept = trial.suggest_categorical(self.name, [_kept(one) for one in searched.values])
+            return next(one for one in searched.values if _kept(one) == kept)
+        log = isinstance(searched, LogRange)
+        if self.whole:
+            return trial.suggest_int(self.name, int(searched.low), int(searched.high), log=log)
+        return trial.suggest_float(self.name, searched.low, searched.high, log=log)
+
+
+class Space:
+    """What a study searches.
+
+    Args:
+        order: the study's order.
+        recipe: the recipe, the order's own changes applied.
+
+    Raises:
+        UserError: if the space is empty, or a range is not possible.
+    """
+
+    def __init__(self, order: Order, recipe: Recipe) -> None:
+        self.order = order
+        self.plugins = [plugin for plugin in recipe.plugins if isinstance(plugin, Plugin)]
+        self.switches = [plugin.name for plugin in self.plugins if regularizes(plugin)] if order.cocktail else []
+        self.dimensions = list(self._dimensions(recipe))
+        if not self.dimensions and not self.switches:
+            raise UserError(
+                "the space is empty: no setting that the recipe uses declares a range; give one, such as"
+                " --search weight_noise.std=1e-3..1e-1, or --cocktail"
+            )
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Return a trial's choice: ``parameters``, ``settings`` and names of plugins to leave out (``without``).
+
+        A plugin that does not go with those before it is left out; a setting of a plugin that is left out, or one
+        without effect beside the others, is not asked for.
+        """
+        without = list(self._off(trial))
+        chosen: dict[str, Any] = {"parameters": {}, "settings": {}, "without": without}
+        current = {plugin.name: plugin for plugin in self.plugins if plugin.name not in without}
+        # choices first: whether a number has an effect may depend on them
+        for one in sorted(self.dimensions, key=lambda one: not isinstance(one.searched, Choices)):
+            if one.plugin is None:
+                chosen["parameters"][one.name] = one.suggest(trial)
+                continue
+            field = one.name.rpartition(".")[2]
+            if one.plugin in current and field not in current[one.plugin].idle:
+                value = chosen["settings"][one.name] = one.suggest(trial)
+                if isinstance(one.searched, Choices):
+                    current[one.plugin] = dataclasses.replace(current[one.plugin], **{field: value})
+        return chosen
+
+    def defaults(self) -> dict[str, Any]:
+        """Return the recipe's own values, as far as they lie in the space: the first trial."""
+        values = {one.name: one.default for one in self.dimensions if one.default is not None}
+        return {**values, **{_switch(name): True for name in self.switches}}
+
+    def rows(self) -> list[list[str]]:
+        """Return name, range and the recipe's value of everything that is searched."""
+        rows = [[name, "on, off", "on"] for name in self.switches]
+        return rows + [[one.name, str(one.searched), str(one.value)] for one in self.dimensions]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{name}={searched}" for name, searched, _ in self.rows())
+
+    def _off(self, trial: Trial) -> Iterator[str]:
+        on = [plugin for plugin in self.plugins if plugin.name not in self.switches]
+        for plugin in self.plugins:
+            if plugin.name not in self.switches:
+                continue
+            wanted = trial.suggest_categorical(_switch(plugin.name), [True, False])
+            if wanted and _fit_together(self._ordered([*on, plugin])):
+                on.append(plugin)
+            else:
+                yield plugin.name
+
+    def _ordered(self, chosen: Sequence[Plugin]) -> list[Plugin]:
+        return [plugin for plugin in self.plugins if plugin in chosen]
+
+    def _dimensions(self, recipe: Recipe) -> Iterator[Dimension]:
+        search = dict(self.order.search)
+        for owner, annotation, value, name in self._candidates(recipe):
+            given = search.pop(name, None)
+            if given is not None:
+                yield _dimension(name, read_range(given, annotation, name), value, annotation)
+            elif name not in self.order.parameters and name not in self.order.settings:
+                used = isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0
+                declared = range_of(annotation)
+                if declared is not None and used and (owner is None or name.rpartition(".")[2] not in owner.idle):
+                    yield _dimension(name, declared, value, annotation)
+        for name in search:
+            known = [found for *_, found in self._candidates(recipe)]
+            raise UserError(f"search {name}: no such setting or parameter{did_you_mean(name, known)}")
+
+    def _candidates(self, recipe: Recipe) -> Iterator[tuple[Plugin | None, Any, Any, str]]:
+        factory = inspect.unwrap(self.order.factory())
+        hints = get_type_hints(factory, include_extras=True)
+        for name, value in recipe.parameters.items():
+            yield None, hints.get(name, Any), value, name
+        for plugin in self.plugins:
+            hints = get_type_hints(type(plugin), include_extras=True)
+            for field in dataclasses.fields(plugin):
+                if field.name != "name":
+                    yield plugin, hints[field.name], getattr(plugin, field.name), f"{plugin.name}.{field.name}"
+
+
+def _dimension(name: str, searched: Searched, value: Any, annotation: Any) -> Dimension:
+    return Dimension(name, searched, value, whole_numbers(annotation))
+
+
+def _kept(value: Any) -> Any:
+    """Return a choice as Optuna can keep it: text in place of a list or mapping."""
+    return value if type(value) in _PLAIN else str(value)
+
+
+def _switch(name: str) -> str:
+    return f"use {name}"
+
+
+def _fit_together(plugins: Sequence[Plugin]) -> bool:
+    """Return whether plugins can be in one recipe: nothing that one needs is missing, and no two conflict."""
+    try:
+        check_relations(plugins)
+    except UserError:
+        return False
+    names = {plugin.name for plugin in plugins}
+    return all(path.rpartition(".")[0] in names for plugin in plugins for path in plugin.moves)
+
+
+def regularizes(plugin: Plugin) -> bool:
+    """Return whether a plugin is one that a trial may do without.
+
+    It is not there to optimize, moves no other plugin's setting, and does not only hand back the best epoch, whose
+    figure is a trial's in any case.
+    """
+    return not any(overrides(plugin, hook) for hook in _NEEDED) and not plugin.moves and not plugin.restores_best

@@ -1,0 +1,221 @@
+"""A worker of a study: takes one trial after another until nothing is left to do."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from framework.checkpoint.lock import Lock
+from framework.errors import UserError, one_line
+from framework.ops.keyed import key_of
+from framework.recipe.recipe import Recipe
+from framework.settings import plain
+from framework.tune.order import Order
+from framework.tune.pruning import pruner_of, trial_of
+from framework.tune.space import Space
+from framework.tune.storage import open_study
+from framework.tune.trial import GivenUp, folder_of, train
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, Trial
+
+_FAILURES = 10  # in a row end a study
+_LOST = 900.0  # seconds without news after which a trial of another machine is begun again here
+_STARTUP = 10  # trials at random before the sampler learns from them
+
+Tell = Callable[["FrozenTrial"], None]
+
+
+class Worker:
+    """Takes trials of a study and trains them.
+
+    A trial belongs to the process that holds the lock in its folder. The system releases that lock when the process is
+    killed; the next worker to look takes the trial and resumes its runs.
+
+    Args:
+        order: the study's order.
+        trials: number of trials that the study shall have.
+        until: time by ``time.time()`` after which no trial is begun.
+        epochs: total number of epochs after which no trial is begun.
+    """
+
+    def __init__(self, order: Order, trials: float, until: float, epochs: float) -> None:
+        self.order, self.trials, self.until, self.epochs = order, trials, until, epochs
+        recipe = order.build()
+        self.space = Space(order, recipe)
+        self.direction = "maximize" if order.mode == "max" else "minimize"
+        self.study, _ = open_study(order.storage, order.name, self.direction)
+        self.validations = validations_of(recipe)
+        self.study.pruner = pruner_of(order.prune, len(order.runs()) if order.prune == "wilcoxon" else self.validations)
+        self._lock: Lock | None = None
+
+    def work(self, tell: Tell | None = None) -> None:
+        """Train trials until there is none left.
+
+        Args:
+            tell: called with each trial that ended here.
+
+        Raises:
+            UserError: if ten trials in a row failed.
+        """
+        while (trial := self._take()) is not None:
+            try:
+                self._train(trial)
+            finally:
+                self._leave()
+            ended = self._trials()[trial.number]
+            if tell is not None:
+                tell(ended)
+            self._check_failures()
+            gc.collect()
+
+    def _train(self, trial: Trial) -> None:
+        from optuna.trial import TrialState
+
+        chosen = self.space.suggest(trial)
+        trial.set_user_attr("chosen", plain(chosen))
+        trial.set_user_attr("at", [socket.gethostname(), time.time()])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they were told when the study began
+                found = train(self.order, trial, chosen, self.validations)
+        except GivenUp:
+            self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+        except Exception as error:  # whatever a setting leads to, the other trials go on
+            trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}"[:500])
+            self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        else:
+            for name in ("values", "seconds", "epochs"):
+                trial.set_user_attr(name, found[name])
+            self.study.tell(trial.number, found["value"], skip_if_finished=True)
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def _take(self) -> Trial | None:
+        """Return a trial that is this process's from now on: one that was left, a waiting one, or a new one."""
+        from optuna.trial import TrialState, create_trial
+
+        while True:
+            every = self._trials()
+            left = [one for one in every if one.state == TrialState.RUNNING and one.number < self.trials]
+            for one in left:
+                if self._hold(one, claim=False):
+                    return self._opened(one.number)
+            if time.time() >= self.until or _epochs(every) >= self.epochs:
+                return None
+            for one in every:
+                if one.state == TrialState.WAITING and one.number < self.trials and self._hold(one, claim=True):
+                    return self._opened(one.number)
+            if len(every) >= self.trials:
+                return None
+            self.study.add_trial(create_trial(state=TrialState.WAITING))
+
+    def _hold(self, found: FrozenTrial, *, claim: bool) -> bool:
+        """Take the lock of a trial's folder; of a waiting trial, also its state in the storage."""
+        from optuna.trial import TrialState
+
+        folder = folder_of(self.order, found.number)
+        if not claim and not folder.exists() and not _is_lost(found):
+            return False  # at another machine, whose files cannot be seen from here
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder)
+        if not lock.take():
+            return False
+        state = self.study._storage.get_trial(found._trial_id).state  # it may have ended meanwhile
+        wanted = TrialState.WAITING if claim else TrialState.RUNNING
+        mine = state == wanted
+        if mine and claim:
+            mine = self.study._storage.set_trial_state_values(found._trial_id, TrialState.RUNNING)
+        if mine:
+            self._lock = lock
+        else:
+            lock.leave()
+        return mine
+
+    def _leave(self) -> None:
+        if self._lock is not None:
+            self._lock.leave()
+            self._lock = None
+
+    def _opened(self, number: int) -> Trial:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # options that Optuna calls experimental
+            self.study.sampler = self._sampler(number)
+        return trial_of(self.study, number)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """Return the sampler of one trial: its draws depend on the study's seed and the trial's number alone."""
+        from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
+
+        seed = key_of(self.order.seed, f"trial {number}") & 0x7FFFFFFF
+        if number == 0:
+            return PartialFixedSampler(self.space.defaults(), RandomSampler(seed=seed))
+        if self.order.sampler == "random":
+            return RandomSampler(seed=seed)
+        return TPESampler(
+            seed=seed,
+            multivariate=True,
+            group=True,
+            constant_liar=True,
+            n_startup_trials=_STARTUP,
+        )
+
+    def _check_failures(self) -> None:
+        from optuna.trial import TrialState
+
+        ended = [one for one in self._trials() if one.state.is_finished() and one.datetime_complete]
+        last = sorted(ended, key=lambda one: str(one.datetime_complete))[-_FAILURES:]
+        if len(last) == _FAILURES and all(one.state == TrialState.FAIL for one in last):
+            raise UserError(f"the last {_FAILURES} trials failed; the last of them: {last[-1].user_attrs['error']}")
+
+
+def validations_of(recipe: Recipe) -> int:
+    """Return the number of validations of a run, 1 if the recipe does not say."""
+    options = recipe.trainer
+    return max(1, int(options.get("max_epochs") or 1) // int(options.get("check_val_every_n_epoch") or 1))
+
+
+def _epochs(every: list[FrozenTrial]) -> float:
+    return float(sum(one.user_attrs.get("epochs", 0) for one in every))
+
+
+def _is_lost(found: FrozenTrial) -> bool:
+    """Return whether a trial of another machine has not been heard of for so long that it is begun anew here.
+
+    If it is still trained there, both get the same figures, and the first counts.
+    """
+    host, seen = found.user_attrs.get("at", ["", 0.0])
+    return bool(host == socket.gethostname() or time.time() - seen > _LOST)
+
+
+def main(order: Order, trials: float, until: float, epochs: float) -> None:
+    """Run a worker in a process of its own, which stops when the one that started it has ended.
+
+    Args:
+        order: the study's order.
+        trials: number of trials that the study shall have.
+        until: time by ``time.time()`` after which no trial is begun.
+        epochs: total number of epochs after which no trial is begun.
+    """
+    torch.set_num_threads(order.threads)
+    threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):
+        Worker(order, trials, until, epochs).work()
+
+
+def _stop_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
