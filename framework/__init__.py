@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from framework.run.export import export
     from framework.run.fit import fit
     from framework.run.result import Interrupted, Run
-    from framework.tune.tune import tune
 
 # albumentations looks for a newer release online when imported, and a recipe may import it before any plugin
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -34,7 +33,6 @@ _HOME = {
     "Choices": "ranges",
     "LogRange": "ranges",
     "Range": "ranges",
-    "tune": "tune.tune",
     "Core": "engine.core",
     "Data": "data.data",
     "Finding": "plugin.finding",
@@ -78,7 +76,6 @@ __all__ = [
     "fit",
     "predict",
     "test",
-    "tune",
     "validate",
 ]
 

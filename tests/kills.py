@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.tune.tune import tune
+from framework.tune import tune
 
 RECIPE = """
 import torch
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--rest", type=float, default=0.5, help="mean seconds between two kills")
+    parser.add_argument("--rest", type=float, default=1.0, help="mean seconds between two kills")
     order = parser.parse_args(arguments)
     done, different = compare(order.kills, order.workers, order.trials, order.epochs, order.rest)
     print(

@@ -64,6 +64,7 @@ class Order:
     seed: int = 0
     threads: int = 1
     _factory: Any = dataclasses.field(default=None, init=False, repr=False)
+    callbacks: list[Any] = dataclasses.field(default_factory=list, init=False, repr=False)
 
     def build(self) -> Recipe:
         """Return the recipe with the order's own changes, and settle metric and mode if they were left open.
@@ -81,6 +82,7 @@ class Order:
                 )
         recipe = spec.build()
         self.metric, self.mode = self._sought(recipe)
+        self.callbacks = list(recipe.trainer.get("callbacks") or [])
         return recipe
 
     def _sought(self, recipe: Recipe) -> tuple[str, str]:
@@ -100,7 +102,7 @@ class Order:
         return self._factory
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_factory": None}  # each worker imports the file
+        return {**vars(self), "_factory": None, "callbacks": []}  # each worker imports the file
 
     def spec(self, overrides: Mapping[str, Any]) -> RunSpec:
         """Return the specification of a run with a trial's changes."""

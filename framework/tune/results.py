@@ -23,7 +23,7 @@ _FEW = 8  # trials below which importances say nothing
 
 
 class Study:
-    """A study: what :func:`framework.tune` returns.
+    """A study: what :func:`framework.tune.tune` returns.
 
     Args:
         order: what it was asked to do.
@@ -66,9 +66,10 @@ class Study:
         return dict(trial.user_attrs["chosen"])
 
     def runs(self, trial: FrozenTrial) -> list[Path]:
-        """Return the folders of a trial's runs."""
+        """Return the folders of a trial's runs; none if they are on another machine."""
         name = self.order.spec({}).name
-        logs = sorted(folder_of(self.order, trial.number).iterdir())
+        folder = folder_of(self.order, trial.number)
+        logs = sorted(folder.iterdir()) if folder.is_dir() else []
         return [found.path for one in logs if one.is_dir() for found in RunFolder.all(one, name)[:1]]
 
     @property
@@ -128,6 +129,11 @@ class Study:
         if tested := self.tested():
             lines += ["", f"trial {self.best.number} on the test part (touched for it alone):"]
             lines.append(table([[tag, spread(values)] for tag, values in sorted(tested.items())]))
+        elif not self.runs(self.best):
+            lines += [
+                "",
+                f"trial {self.best.number} was trained on another machine, which tests it when the study ends",
+            ]
         lines += [
             *self._errors(),
             "",

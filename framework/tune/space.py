@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from framework.errors import UserError, did_you_mean
 from framework.plugin.plugin import Plugin, overrides
-from framework.plugin.relations import check_relations
 from framework.ranges import Choices, LogRange, Searched, range_of, read_range, whole_numbers
 from framework.recipe.recipe import Recipe
 from framework.tune.order import Order
@@ -88,10 +87,10 @@ class Space:
     def suggest(self, trial: Trial) -> dict[str, Any]:
         """Return a trial's choice: ``parameters``, ``settings`` and names of plugins to leave out (``without``).
 
-        A plugin that does not go with those before it is left out; a setting of a plugin that is left out, or one
-        without effect beside the others, is not asked for.
+        A plugin that conflicts with one before it is left out, and so is one that needs another that is left out. A
+        setting of a plugin that is left out, or one without effect beside the others, is not asked for.
         """
-        without = list(self._off(trial))
+        without = self._off(trial)
         chosen: dict[str, Any] = {"parameters": {}, "settings": {}, "without": without}
         current = {plugin.name: plugin for plugin in self.plugins if plugin.name not in without}
         # choices first: whether a number has an effect may depend on them
@@ -119,19 +118,15 @@ class Space:
     def __str__(self) -> str:
         return "; ".join(f"{name}={searched}" for name, searched, _ in self.rows())
 
-    def _off(self, trial: Trial) -> Iterator[str]:
+    def _off(self, trial: Trial) -> list[str]:
+        """Return the plugins that a trial leaves out, in the recipe's order."""
         on = [plugin for plugin in self.plugins if plugin.name not in self.switches]
         for plugin in self.plugins:
-            if plugin.name not in self.switches:
-                continue
-            wanted = trial.suggest_categorical(_switch(plugin.name), [True, False])
-            if wanted and _fit_together(self._ordered([*on, plugin])):
-                on.append(plugin)
-            else:
-                yield plugin.name
-
-    def _ordered(self, chosen: Sequence[Plugin]) -> list[Plugin]:
-        return [plugin for plugin in self.plugins if plugin in chosen]
+            if plugin.name in self.switches and trial.suggest_categorical(_switch(plugin.name), [True, False]):
+                on += [] if any(_conflict(plugin, other) for other in on) else [plugin]
+        while lacking := [plugin for plugin in on if _lacks(plugin, on)]:
+            on = [plugin for plugin in on if plugin not in lacking]
+        return [plugin.name for plugin in self.plugins if plugin not in on]
 
     def _dimensions(self, recipe: Recipe) -> Iterator[Dimension]:
         search = dict(self.order.search)
@@ -173,14 +168,19 @@ def _switch(name: str) -> str:
     return f"use {name}"
 
 
-def _fit_together(plugins: Sequence[Plugin]) -> bool:
-    """Return whether plugins can be in one recipe: nothing that one needs is missing, and no two conflict."""
-    try:
-        check_relations(plugins)
-    except UserError:
-        return False
-    names = {plugin.name for plugin in plugins}
-    return all(path.rpartition(".")[0] in names for plugin in plugins for path in plugin.moves)
+def _conflict(one: Plugin, other: Plugin) -> bool:
+    return bool(one.conflicts.keys() & _classes(other) or other.conflicts.keys() & _classes(one))
+
+
+def _lacks(plugin: Plugin, on: Sequence[Plugin]) -> bool:
+    """Return whether a plugin that this one requires, or whose settings it moves, is not among others."""
+    classes = {name for other in on if other is not plugin for name in _classes(other)}
+    names = {other.name for other in on}
+    return bool(plugin.requires.keys() - classes) or any(path.rpartition(".")[0] not in names for path in plugin.moves)
+
+
+def _classes(plugin: Plugin) -> set[str]:
+    return {base.__name__ for base in type(plugin).__mro__}
 
 
 def regularizes(plugin: Plugin) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 JOURNAL = "journal.log"
+
+_TRIES = 5
 
 
 class JournalLock:
@@ -69,15 +73,17 @@ def open_storage(where: str) -> BaseStorage:
     Raises:
         UserError: if it cannot be reached, or its driver is not installed.
     """
-    from optuna.storages import GrpcStorageProxy, RDBStorage
+    from optuna.storages import GrpcStorageProxy
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     try:
         if where.startswith("grpc://"):
             host, _, port = where.removeprefix("grpc://").partition(":")
-            return GrpcStorageProxy(host=host, port=int(port or 13000))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of being experimental
+                return GrpcStorageProxy(host=host, port=int(port or 13000))
         if "://" in where:
-            return RDBStorage(where)
+            return _database(where)
         path = Path(where)
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalLock(path)))  # type: ignore[arg-type]
@@ -85,6 +91,21 @@ def open_storage(where: str) -> BaseStorage:
         raise UserError(f"storage={hidden(where)!r}: needs the package {error.name}; install it") from error
     except Exception as error:  # each database's driver has errors of its own
         raise UserError(f"storage={hidden(where)!r}: cannot be opened: {one_line(error)}") from error
+
+
+def _database(where: str) -> BaseStorage:
+    """Open a database; two machines that make its tables at the same time hinder one another, so this tries again."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for rest in range(_TRIES, -1, -1):
+        try:
+            return RDBStorage(where)
+        except (IntegrityError, ProgrammingError):
+            if not rest:
+                raise
+            time.sleep(0.5)
+    raise AssertionError
 
 
 def hidden(where: str) -> str:

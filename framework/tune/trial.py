@@ -32,14 +32,14 @@ def folder_of(order: Order, number: int) -> Path:
     return order.folder / "trials" / f"{number:05d}"
 
 
-def train(order: Order, trial: Trial, chosen: Mapping[str, Any], validations: int) -> dict[str, Any]:
+def train(order: Order, trial: Trial, chosen: Mapping[str, Any], epochs_of_run: int) -> dict[str, Any]:
     """Make a trial's runs, or go on with those that were begun, and return its figures.
 
     Args:
         order: the study's order.
         trial: the trial.
         chosen: what the trial changes in the recipe.
-        validations: number of validations of a run.
+        epochs_of_run: number of epochs of a run.
 
     Returns:
         ``value``, the mean over runs of the metric at the best epoch; ``values`` of single runs; ``seconds``;
@@ -51,7 +51,7 @@ def train(order: Order, trial: Trial, chosen: Mapping[str, Any], validations: in
     """
     values: list[float] = []
     seconds, epochs = 0.0, 0
-    for index, record in enumerate(_records(order, trial, chosen, validations)):
+    for index, record in enumerate(_records(order, trial, chosen, epochs_of_run)):
         seconds, epochs = seconds + record["seconds"], epochs + record["epochs"]
         if index == 0 and trial.storage.get_trial(trial._trial_id).user_attrs.get(PRUNED):
             raise GivenUp
@@ -61,7 +61,7 @@ def train(order: Order, trial: Trial, chosen: Mapping[str, Any], validations: in
     return {"value": statistics.fmean(values), "values": values, "seconds": seconds, "epochs": epochs}
 
 
-def _records(order: Order, trial: Trial, chosen: Mapping[str, Any], validations: int) -> Iterator[dict[str, Any]]:
+def _records(order: Order, trial: Trial, chosen: Mapping[str, Any], epochs_of_run: int) -> Iterator[dict[str, Any]]:
     for index, (seed, fold) in enumerate(order.runs()):
         logs = folder_of(order, trial.number) / (f"seed_{seed}" if fold is None else f"seed_{seed}_fold_{fold}")
         overrides = order.overrides(chosen)
@@ -69,8 +69,8 @@ def _records(order: Order, trial: Trial, chosen: Mapping[str, Any], validations:
         if fold is not None:
             overrides["parameters"] |= {"fold": fold}
         if index == 0 and order.prune in ("median", "asha", "hyperband"):
-            own = Pruning(order.storage, order.name, trial.number, str(order.metric), order.prune, validations)
-            overrides["with_"] = [*overrides["with_"], own]
+            own = overrides["trainer"].get("callbacks", order.callbacks)
+            overrides["trainer"]["callbacks"] = [*own, Pruning(order, trial.number, epochs_of_run)]
         yield ended_run(order, logs, seed, overrides)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,6 @@ import torch
 from framework.checkpoint.lock import Lock
 from framework.errors import UserError, one_line
 from framework.ops.keyed import key_of
-from framework.recipe.recipe import Recipe
 from framework.settings import plain
 from framework.tune.order import Order
 from framework.tune.pruning import pruner_of, trial_of
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 _FAILURES = 10  # in a row end a study
-_LOST = 900.0  # seconds without news after which a trial of another machine is begun again here
+_HEARD = 60.0  # seconds between two signs of life of a trial
+_LOST = 600.0  # seconds without one after which a trial of another machine is begun again here
 _STARTUP = 10  # trials at random before the sampler learns from them
 
 Tell = Callable[["FrozenTrial"], None]
@@ -56,8 +57,9 @@ class Worker:
         self.space = Space(order, recipe)
         self.direction = "maximize" if order.mode == "max" else "minimize"
         self.study, _ = open_study(order.storage, order.name, self.direction)
-        self.validations = validations_of(recipe)
-        self.study.pruner = pruner_of(order.prune, len(order.runs()) if order.prune == "wilcoxon" else self.validations)
+        self.epochs_of_run = int(recipe.trainer.get("max_epochs") or 1)
+        self.study.pruner = pruner_of(order.prune, self.epochs_of_run)
+        self.where = f"{socket.gethostname()}:{order.folder.resolve()}"
         self._lock: Lock | None = None
 
     def work(self, tell: Tell | None = None) -> None:
@@ -81,23 +83,25 @@ class Worker:
             gc.collect()
 
     def _train(self, trial: Trial) -> None:
+        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         chosen = self.space.suggest(trial)
         trial.set_user_attr("chosen", plain(chosen))
-        trial.set_user_attr("at", [socket.gethostname(), time.time()])
         try:
-            with warnings.catch_warnings():
+            with _heard_of(trial, self.where), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were told when the study began
-                found = train(self.order, trial, chosen, self.validations)
+                found = train(self.order, trial, chosen, self.epochs_of_run)
         except GivenUp:
             self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
         except Exception as error:  # whatever a setting leads to, the other trials go on
-            trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}"[:500])
+            with contextlib.suppress(UpdateFinishedTrialError):
+                trial.set_user_attr("error", f"{type(error).__name__}: {one_line(error)}"[:500])
             self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         else:
-            for name in ("values", "seconds", "epochs"):
-                trial.set_user_attr(name, found[name])
+            with contextlib.suppress(UpdateFinishedTrialError):  # trained elsewhere too, to the same figures
+                for name in ("values", "seconds", "epochs"):
+                    trial.set_user_attr(name, found[name])
             self.study.tell(trial.number, found["value"], skip_if_finished=True)
 
     def _trials(self) -> list[FrozenTrial]:
@@ -127,8 +131,9 @@ class Worker:
         from optuna.trial import TrialState
 
         folder = folder_of(self.order, found.number)
-        if not claim and not folder.exists() and not _is_lost(found):
+        if not claim and not folder.exists() and not _is_lost(found, self.where):
             return False  # at another machine, whose files cannot be seen from here
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = Lock(folder)
         if not lock.take():
@@ -141,6 +146,8 @@ class Worker:
         if mine:
             self._lock = lock
         else:
+            if made:  # a trial without a folder here is another machine's
+                shutil.rmtree(folder)
             lock.leave()
         return mine
 
@@ -181,23 +188,40 @@ class Worker:
             raise UserError(f"the last {_FAILURES} trials failed; the last of them: {last[-1].user_attrs['error']}")
 
 
-def validations_of(recipe: Recipe) -> int:
-    """Return the number of validations of a run, 1 if the recipe does not say."""
-    options = recipe.trainer
-    return max(1, int(options.get("max_epochs") or 1) // int(options.get("check_val_every_n_epoch") or 1))
-
-
 def _epochs(every: list[FrozenTrial]) -> float:
     return float(sum(one.user_attrs.get("epochs", 0) for one in every))
 
 
-def _is_lost(found: FrozenTrial) -> bool:
+def _is_lost(found: FrozenTrial, here: str) -> bool:
     """Return whether a trial of another machine has not been heard of for so long that it is begun anew here.
 
     If it is still trained there, both get the same figures, and the first counts.
     """
-    host, seen = found.user_attrs.get("at", ["", 0.0])
-    return bool(host == socket.gethostname() or time.time() - seen > _LOST)
+    began = found.datetime_start.timestamp() if found.datetime_start else time.time()
+    where, seen = found.user_attrs.get("at", ["", began])
+    return bool(where == here or time.time() - seen > _LOST)
+
+
+@contextlib.contextmanager
+def _heard_of(trial: Trial, where: str) -> Iterator[None]:
+    """Let the study hear of a trial every minute."""
+    from optuna.exceptions import UpdateFinishedTrialError
+
+    ended = threading.Event()
+
+    def tell() -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):
+            while not ended.is_set():
+                trial.storage.set_trial_user_attr(trial._trial_id, "at", [where, time.time()])
+                ended.wait(_HEARD)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def main(order: Order, trials: float, until: float, epochs: float) -> None:

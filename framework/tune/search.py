@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 _EVERY = 0.2  # seconds between two looks at the workers
-_DIED = 20  # workers that may be killed in a row without a trial ending
+_DIED = 20  # times that each worker may be killed without a trial ending
 
 
 def tune(
@@ -275,9 +275,9 @@ def _supervise(
                     raise UserError(f"study {order.name!r}: a worker ended with an error, see above")
                 if process.exitcode < 0:
                     died += 1
-                    if died > _DIED:
+                    if died > _DIED * workers:
                         raise UserError(
-                            f"study {order.name!r}: {_DIED} workers were killed in a row (signal"
+                            f"study {order.name!r}: {died} workers were killed in a row (signal"
                             f" {-process.exitcode}) and no trial ended; memory may not suffice: give fewer --workers"
                         )
                     running.append(start())
