@@ -106,6 +106,7 @@ def test_public_names_are_those_that_the_table_lists() -> None:
         "framework.settings",
         "framework.errors",
         "framework.testing",
+        "framework.tune",
     }
     assert all(names for module, names in table(TEXT, "Public modules").items() if module != "framework.data.fetch")
     assert wrong_names(TEXT) == {}

@@ -51,7 +51,8 @@ def run(path: str, overrides: Mapping[str, Any]) -> int:
         import optuna  # noqa: F401
     except ImportError as error:
         raise UserError("tune needs the package optuna; install the extra tune: pip install 'jtilde[tune]'") from error
-    from framework.tune.search import dry, tune
+    from framework.tune.cost import dry
+    from framework.tune.search import tune
 
     given = {_FIELDS.get(name, name): value for name, value in overrides.items()}
     given["search"] = dict(_range(text) for text in given.get("search") or [])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,22 +15,18 @@ from framework.errors import UserError
 from framework.recipe.edits import name_of
 from framework.recipe.lint import lint, raise_or_warn
 from framework.recipe.spec import Additions, Source
-from framework.report.table import table
 from framework.run.evaluate import test
 from framework.run.fit import fit
 from framework.settings import plain
-from framework.tune.memory import check_memory
 from framework.tune.order import Order, Prune, Sampler
 from framework.tune.results import Study
 from framework.tune.space import Space
 from framework.tune.storage import JOURNAL, hidden, open_study
-from framework.tune.worker import Worker, main
+from framework.tune.supervise import supervise
+from framework.tune.worker import Worker
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-_EVERY = 0.2  # seconds between two looks at the workers
-_DIED = 20  # times that each worker may be killed without a trial ending
 
 
 def tune(
@@ -141,7 +135,7 @@ def tune(
         with _threads(order.threads):
             Worker(order, *budget).work(None if tell is None else lambda trial: tell(study, trial))
     else:
-        _supervise(order, budget, workers, study, tell)
+        supervise(order, budget, workers, study, tell)
     if study.best is not None:
         study.write_settings()
         _test(order, study)
@@ -181,39 +175,6 @@ def begin(order: Order, workers: int) -> Study:
     return Study(order, space, study)
 
 
-def dry(recipe: Source, **given: Any) -> str:
-    """Return what :func:`tune` with these arguments would search, and what a trial costs, as text.
-
-    The cost is that of one epoch with the recipe's own settings, which is trained for this, times epochs and runs.
-    """
-    kept = {name: given.get(name) or kind() for name, kind in _ORDERED.items()}
-    order = Order(recipe, "dry", Path(), "", **kept, cocktail=bool(given.get("cocktail")))
-    order.seeds, order.folds = given.get("seeds", 1), given.get("folds", 0)
-    order.metric, order.mode = given.get("metric"), given.get("mode")
-    built = order.build()
-    lines = ["searched:", table(Space(order, built).rows(), ["name", "range", "in the recipe"])]
-    overrides = order.overrides({})
-    epochs = int(built.trainer.get("max_epochs") or 1)
-    overrides["trainer"] |= {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of patience longer than one epoch, and the like
-        seconds = fit(order.factory(), seed=0, logs=None, **overrides).seconds
-    runs = len(order.runs())
-    whole = runs * epochs * seconds
-    lines.append(f"a trial: {runs} x {epochs} epochs of at most {seconds:.2g} s, together at most {whole:.3g} s")
-    return "\n".join(lines)
-
-
-_ORDERED: dict[str, Any] = {
-    "parameters": dict,
-    "trainer": dict,
-    "settings": dict,
-    "with_": list,
-    "without": list,
-    "search": dict,
-}
-
-
 def _check(**given: Any) -> None:
     for name in ("trials", "workers", "seeds", "epochs"):
         value = given[name]
@@ -235,57 +196,6 @@ def _threads(number: int) -> Any:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _supervise(
-    order: Order,
-    budget: tuple[float, float, float],
-    workers: int,
-    study: Study,
-    tell: Callable[[Study, FrozenTrial], None] | None,
-) -> None:
-    """Keep a number of workers running until they find nothing left to do; a killed one is replaced."""
-    check_memory(workers)
-    # workers are forked from a process that imported everything and did nothing else
-    kind = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(kind)
-    if kind == "forkserver":
-        context.set_forkserver_preload(["framework.tune.worker"])
-
-    def start() -> Any:
-        process = context.Process(target=main, args=(order, *budget))
-        process.start()
-        return process
-
-    running = [start() for _ in range(workers)]
-    known = {one.number for one in study.ended()}
-    died = 0
-    try:
-        while running:
-            time.sleep(_EVERY)
-            for one in study.ended():
-                if one.number not in known:
-                    known.add(one.number)
-                    died = 0
-                    if tell is not None:
-                        tell(study, one)
-            for process in [one for one in running if one.exitcode is not None]:
-                running.remove(process)
-                if process.exitcode > 0:
-                    raise UserError(f"study {order.name!r}: a worker ended with an error, see above")
-                if process.exitcode < 0:
-                    died += 1
-                    if died > _DIED * workers:
-                        raise UserError(
-                            f"study {order.name!r}: {died} workers were killed in a row (signal"
-                            f" {-process.exitcode}) and no trial ended; memory may not suffice: give fewer --workers"
-                        )
-                    running.append(start())
-    finally:
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.join()
 
 
 def _test(order: Order, study: Study) -> None:

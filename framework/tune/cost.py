@@ -1,0 +1,45 @@
+"""What a study would search, and what a trial of it would cost."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from framework.recipe.spec import Source
+from framework.report.table import table
+from framework.run.fit import fit
+from framework.tune.order import Order
+from framework.tune.space import Space
+
+_ORDERED: dict[str, Any] = {
+    "parameters": dict,
+    "trainer": dict,
+    "settings": dict,
+    "with_": list,
+    "without": list,
+    "search": dict,
+}
+
+
+def dry(recipe: Source, **given: Any) -> str:
+    """Return what :func:`framework.tune.tune` with these arguments would search, and what a trial costs, as text.
+
+    The cost is that of one epoch with the recipe's own settings, which is trained for this, times epochs and runs.
+    """
+    kept = {name: given.get(name) or kind() for name, kind in _ORDERED.items()}
+    order = Order(recipe, "dry", Path(), "", **kept, cocktail=bool(given.get("cocktail")))
+    order.seeds, order.folds = given.get("seeds", 1), given.get("folds", 0)
+    order.metric, order.mode = given.get("metric"), given.get("mode")
+    built = order.build()
+    lines = ["searched:", table(Space(order, built).rows(), ["name", "range", "in the recipe"])]
+    overrides = order.overrides({})
+    epochs = int(built.trainer.get("max_epochs") or 1)
+    overrides["trainer"] |= {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of patience longer than one epoch, and the like
+        seconds = fit(order.factory(), seed=0, logs=None, **overrides).seconds
+    runs = len(order.runs())
+    whole = runs * epochs * seconds
+    lines.append(f"a trial: {runs} x {epochs} epochs of at most {seconds:.2g} s, together at most {whole:.3g} s")
+    return "\n".join(lines)

@@ -1,0 +1,61 @@
+"""The command tune and the files of settings it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from framework.recipe.changes import read_changes
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+SEARCH = ("--search", "norm_penalty.alpha=1e-4..1e-1", "--trials", "3")
+
+
+def test_a_search_prints_a_line_a_trial_and_fit_takes_its_file(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("tune", *SEARCH, "--cocktail")
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("trial ")][:3] == ["0", "1", "2"]
+    file = next(tmp_path.glob("logs/*/studies/study/best.yaml"))
+    assert f"--settings {file}" in out
+    code, out, _ = run("fit", "--settings", str(file), "--with", "norm_penalty:name=more,alpha=0.5")
+    assert code == 0
+    kept = json.loads(next(tmp_path.glob("logs/*/version_0/run.json")).read_text())
+    assert kept["settings"] == read_changes(file).get("settings", {})
+    assert [fields["name"] for _, fields in kept["with"]] == ["more"]
+
+
+def test_a_dry_run(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("tune", *SEARCH, "--dry")
+    assert code == 0
+    assert "a trial: 1 x 1 epochs" in out
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--search", "alpha"), "--search alpha: write it as NAME=LOW..HIGH"),
+        (("--prune", "often"), "--prune often: must be one of none, median"),
+        (("--serach", "alpha=1..2"), "no such flag: --serach; did you mean '--search'?"),
+        (("--search", "alhpa=1..2"), "search alhpa: no such setting or parameter; did you mean 'alpha'?"),
+        (("--settings", "nowhere.yaml"), "settings nowhere.yaml: cannot be read"),
+    ],
+)
+def test_bad_flags(run: Run, flags: tuple[str, ...], words: str) -> None:
+    code, _, err = run("tune", *flags)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_without_optuna_it_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    code, _, err = run("tune", *SEARCH)
+    assert code == 2
+    assert "pip install 'jtilde[tune]'" in err
