@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from framework.cli import searching
+from framework.cli import answers
 from framework.cli.flags import (
     COMMANDS,
     PROG,
@@ -101,8 +101,8 @@ def run_with_recipe(command: str, args: list[str]) -> int:
         "without": [*kept.get("without", []), *(given.pop("without", None) or [])],
         **given,
     }
-    if command == "tune":
-        return searching.run(path, overrides)
+    if command in answers.FLAGS:
+        return answers.run(command, path, overrides)
     if command == "explain":
         print(_explain(factory, overrides))
         return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
-from framework.cli import searching
+from framework.cli import answers
 from framework.errors import UserError, did_you_mean, one_line
 from framework.values import Text, misfit, read_value
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from framework.recipe.recipe import Recipe
 
-PROG = "python -m framework"
+PROG = answers.PROG
 EVALUATE = {
     "validate": "metrics of a trained run on the validation part",
     "test": "metrics of a trained run on the test part",
@@ -40,11 +40,11 @@ _KINDS: dict[str, dict[str, Any]] = {
     "--raw": {"action": "store_true"},
     "--checkpoint-steps": {"type": int},
     "--checkpoint-minutes": {"type": float},
-    **searching.KINDS,
+    **answers.KINDS,
 }
 COMMANDS = {
     **_WITH_RECIPE,
-    "tune": "search settings of plugins and parameters of a recipe",
+    **answers.COMMANDS,
     "plugins": "list the installed plugins with their settings",
     "check": "test whether a plugin, or every installed one, keeps the framework's guarantees",
 }
@@ -93,7 +93,7 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
         "--without": ("PLUGIN", "remove a plugin"),
         "--trainer.OPTION": ("VALUE", "any option of Lightning's Trainer: --trainer.max_epochs 3"),
     }
-    if command in ("fit", "explain", "tune"):
+    if command in ("fit", "explain", *answers.FLAGS):
         flags["--settings"] = ("FILE", "changes to the recipe in a file, as tune writes it")
     if command == "explain":
         return flags
@@ -101,8 +101,9 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
         "--seed": ("N", "random seed of the run; default 0"),
         "--logs": ("DIR", "folder of all runs; default lightning_logs"),
     }
-    if command == "tune":
-        flags |= searching.FLAGS
+    if command == "ablate":
+        del flags["--seed"]
+    flags |= answers.FLAGS.get(command, {})
     if command == "fit":
         flags |= {
             "--resume": (

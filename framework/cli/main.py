@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from framework.cli.answers import compare
 from framework.cli.commands import check, list_plugins, run_with_recipe
 from framework.cli.flags import COMMANDS, PROG
 from framework.cli.tracebacks import print_own_lines, print_plugin_error, print_traceback
@@ -70,6 +71,8 @@ def _run(args: list[str]) -> int:
         return list_plugins(args[1:])
     if command == "check":
         return check(args[1:])
+    if command == "compare":
+        return compare(args[1:])
     return run_with_recipe(command, args[1:])
 
 

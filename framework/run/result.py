@@ -12,6 +12,7 @@ from framework.ops.patterns import parameter_counts
 from framework.plugin.plugin import Plugin
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import RunSpec
+from framework.settings import plain
 
 
 @dataclasses.dataclass
@@ -155,10 +156,12 @@ def record_of(spec: RunSpec, recipe: Recipe, core: Core) -> dict[str, Any]:
         "recipe": spec.name,
         "file": spec.file,
         **spec.record(),
+        "arguments": {name: plain(value) for name, value in recipe.parameters.items()},
         "plugins": plugins,
         "trainer_options": spec.options(recipe),
         "monitor": recipe.monitor,
         "mode": recipe.mode,
+        "higher_is_better": {name: metric.higher_is_better for name, metric in recipe.metrics.items()},
         "core": f"{type(core).__module__}.{type(core).__qualname__}",
         "samples": recipe.data.samples("train"),
         "lost": recipe.data.lost(),

@@ -6,12 +6,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from framework.tune.ablation import ablate
+    from framework.tune.comparison import compare
     from framework.tune.results import Study
     from framework.tune.search import tune
+    from framework.tune.table import Report
 
-_HOME = {"Study": "results", "tune": "search"}
+_HOME = {
+    "Report": "table",
+    "Study": "results",
+    "ablate": "ablation",
+    "compare": "comparison",
+    "tune": "search",
+}
 
-__all__ = ["Study", "tune"]
+__all__ = ["Report", "Study", "ablate", "compare", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,8 @@ from framework.tune.order import Order, Prune, Sampler
 from framework.tune.results import Study
 from framework.tune.space import Space
 from framework.tune.storage import JOURNAL, hidden, open_study
-from framework.tune.supervise import supervise
-from framework.tune.worker import Worker
+from framework.tune.supervise import keep_running
+from framework.tune.worker import Worker, main
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -135,7 +135,7 @@ def tune(
         with _threads(order.threads):
             Worker(order, *budget).work(None if tell is None else lambda trial: tell(study, trial))
     else:
-        supervise(order, budget, workers, study, tell)
+        keep_running(main, (order, *budget), workers, f"study {order.name!r}", _Look(study, tell))
     if study.best is not None:
         study.write_settings()
         _test(order, study)
@@ -186,6 +186,23 @@ def _check(**given: Any) -> None:
         raise UserError(f"folds={given['folds']!r}: must be a whole number >= 2, or 0 for the recipe's own split")
     if given["prune"] == "wilcoxon" and given["seeds"] * max(1, given["folds"]) < 2:
         raise UserError("prune='wilcoxon': compares trials by their seeds or folds; give seeds=5, or folds=5")
+
+
+class _Look:
+    """Tells of trials that ended since the last look."""
+
+    def __init__(self, study: Study, tell: Callable[[Study, FrozenTrial], None] | None) -> None:
+        self._study, self._tell = study, tell
+        self._known = {one.number for one in study.ended()}
+
+    def __call__(self) -> bool:
+        """Return whether a trial ended."""
+        new = [one for one in self._study.ended() if one.number not in self._known]
+        for one in new:
+            self._known.add(one.number)
+            if self._tell is not None:
+                self._tell(self._study, one)
+        return bool(new)
 
 
 @contextlib.contextmanager

@@ -124,9 +124,7 @@ class Space:
         for plugin in self.plugins:
             if plugin.name in self.switches and trial.suggest_categorical(_switch(plugin.name), [True, False]):
                 on += [] if any(_conflict(plugin, other) for other in on) else [plugin]
-        while lacking := [plugin for plugin in on if _lacks(plugin, on)]:
-            on = [plugin for plugin in on if plugin not in lacking]
-        return [plugin.name for plugin in self.plugins if plugin not in on]
+        return left_out(self.plugins, [plugin.name for plugin in self.plugins if plugin not in on])
 
     def _dimensions(self, recipe: Recipe) -> Iterator[Dimension]:
         search = dict(self.order.search)
@@ -177,6 +175,19 @@ def _lacks(plugin: Plugin, on: Sequence[Plugin]) -> bool:
     classes = {name for other in on if other is not plugin for name in _classes(other)}
     names = {other.name for other in on}
     return bool(plugin.requires.keys() - classes) or any(path.rpartition(".")[0] not in names for path in plugin.moves)
+
+
+def left_out(plugins: Sequence[Plugin], names: Sequence[str]) -> list[str]:
+    """Return the names of plugins that are left out, with those that cannot do without them, in the recipe's order.
+
+    Args:
+        plugins: the recipe's plugins.
+        names: names of those that are not wanted.
+    """
+    on = [plugin for plugin in plugins if plugin.name not in names]
+    while lacking := [plugin for plugin in on if _lacks(plugin, on)]:
+        on = [plugin for plugin in on if plugin not in lacking]
+    return [plugin.name for plugin in plugins if plugin not in on]
 
 
 def _classes(plugin: Plugin) -> set[str]:

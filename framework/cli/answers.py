@@ -1,19 +1,27 @@
-"""The command ``tune``: its flags, and what it prints."""
+"""The commands that answer by many runs, ``tune``, ``ablate`` and ``compare``: their flags, and what they print."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.errors import UserError
+from framework.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
     from framework.tune.results import Study
 
-FLAGS = {
+PROG = "python -m framework"
+COMMANDS = {
+    "tune": "search settings of plugins and parameters of a recipe",
+    "ablate": "what each plugin of a recipe is good for, over seeds",
+    "compare": "which of several settings is better, by runs that stand on disk",
+}
+_TUNE = {
     "--trials": ("N", "number of trials; default 20 without another budget"),
     "--minutes": ("M", "begin no trial after M minutes"),
     "--total-epochs": ("N", "begin no trial after N epochs, all trials together"),
@@ -31,34 +39,50 @@ FLAGS = {
     "--refit": ("", "train the chosen settings on training and validation parts together"),
     "--dry": ("", "print the space and the cost of a trial, and train nothing"),
 }
+_ABLATE = {
+    "--seeds": ("N", "number of seeds; default 8"),
+    "--metric": _TUNE["--metric"],
+    "--mode": _TUNE["--mode"],
+    "--keep": ("PLUGIN", "leave this plugin in every run"),
+    "--not-alone": ("", "only leave plugins out, do not train each alone"),
+    "--workers": ("N", "processes that train at the same time; default 1"),
+    "--name": ("NAME", "name of the ablation; the same command goes on with it; default ablation"),
+}
+FLAGS: dict[str, dict[str, tuple[str, str]]] = {"tune": _TUNE, "ablate": _ABLATE}
 KINDS: dict[str, dict[str, Any]] = {
     **{flag: {"type": int} for flag in ("--trials", "--total-epochs", "--workers", "--seeds", "--folds")},
     "--minutes": {"type": float},
-    "--search": {"action": "append"},
-    **{flag: {"action": "store_true"} for flag in ("--cocktail", "--refit", "--dry")},
+    **{flag: {"action": "append"} for flag in ("--search", "--keep")},
+    **{flag: {"action": "store_true"} for flag in ("--cocktail", "--refit", "--dry", "--not-alone")},
 }
 _FIELDS = {"total_epochs": "epochs", "study": "name"}
 
 
-def run(path: str, overrides: Mapping[str, Any]) -> int:
-    """Run the command.
+def run(command: str, path: str, overrides: Mapping[str, Any]) -> int:
+    """Run ``tune`` or ``ablate``.
 
     Args:
+        command: which of them.
         path: path of the recipe.
         overrides: flags by name.
     """
+    given = dict(overrides)
+    for name, choices in _CHOICES.items():
+        if given.get(name) not in (None, *choices):
+            raise UserError(f"--{name} {given[name]}: must be one of {', '.join(choices)}")
+    return _tune(path, given) if command == "tune" else _ablate(path, given)
+
+
+def _tune(path: str, given: dict[str, Any]) -> int:
     try:
         import optuna  # noqa: F401
     except ImportError as error:
         raise UserError("tune needs the package optuna; install the extra tune: pip install 'jtilde[tune]'") from error
+    from framework.tune import tune
     from framework.tune.cost import dry
-    from framework.tune.search import tune
 
-    given = {_FIELDS.get(name, name): value for name, value in overrides.items()}
+    given = {_FIELDS.get(name, name): value for name, value in given.items()}
     given["search"] = dict(_range(text) for text in given.get("search") or [])
-    for name, choices in _CHOICES.items():
-        if given.get(name) not in (None, *choices):
-            raise UserError(f"--{name} {given[name]}: must be one of {', '.join(choices)}")
     if given.pop("dry", False):
         print(dry(path, **given))
         return 0
@@ -66,6 +90,42 @@ def run(path: str, overrides: Mapping[str, Any]) -> int:
     study = tune(path, **given, tell=lines)
     lines.end()
     print(study.summary())
+    return 0
+
+
+def _ablate(path: str, given: dict[str, Any]) -> int:
+    from framework.tune import ablate
+
+    given["alone"] = not given.pop("not_alone", False)
+    result = ablate(path, **given, tell=lambda line: print(line, flush=True))
+    print(f"\n{result.text()}")
+    print(f"\nreport: {result.folder / 'report.html'}")
+    return 0
+
+
+def compare(args: list[str]) -> int:
+    """Run ``compare RUN...``."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROG} compare", description=f"{COMMANDS['compare'].capitalize()}.", exit_on_error=False
+    )
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or one that holds runs")
+    parser.add_argument("--metric", help="the figure; default the monitor of the first run")
+    parser.add_argument("--mode", help="whether less or more of it is better; default by the metric")
+    parser.add_argument("--out", metavar="DIR", help="write report.md, report.html and report.csv into this folder")
+    try:
+        given, unknown = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(f"compare: {one_line(error)}") from error
+    if unknown:
+        raise UserError(f"no such flag: {unknown[0]}{did_you_mean(unknown[0], ['--metric', '--mode', '--out'])}")
+    if not given.runs:
+        raise UserError(f"the runs come first: {PROG} compare RUN RUN [flags]")
+    from framework.tune import compare as compare_runs
+
+    result = compare_runs(given.runs, metric=given.metric, mode=given.mode)
+    print(result.text())
+    if given.out is not None:
+        print(f"\nreport: {result.write(Path(given.out))[1]}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command tune and the files of settings it writes."""
+"""The commands tune, ablate and compare, and the files they write."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.cli import main as cli
 from framework.recipe.changes import read_changes
 
 Run = Callable[..., tuple[int, str, str]]
@@ -59,3 +60,28 @@ def test_without_optuna_it_says_what_to_install(run: Run, monkeypatch: pytest.Mo
     code, _, err = run("tune", *SEARCH)
     assert code == 2
     assert "pip install 'jtilde[tune]'" in err
+
+
+def test_an_ablation_and_a_comparison(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("ablate", "--seeds", "2", "--with", "sam", "--keep", "norm_penalty")
+    assert code == 0, err
+    assert "input_noise beside others" in out
+    assert "in every run: norm_penalty" in out
+    folder = next(tmp_path.glob("logs/*/ablations/ablation"))
+    assert f"report: {folder / 'report.html'}" in out
+    code = cli.main(["compare", str(folder), "--out", str(tmp_path / "report")])
+    assert code == 0
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", "report.html", "report.csv"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], "the runs come first: python -m framework compare RUN RUN"),
+        (["nowhere"], "no such folder: nowhere"),
+        (["x", "--metrik", "val/loss"], "no such flag: --metrik; did you mean '--metric'?"),
+    ],
+)
+def test_bad_flags_of_compare(flags: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", *flags]) == 2
+    assert words in capsys.readouterr().err
