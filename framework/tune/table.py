@@ -12,6 +12,8 @@ from pathlib import Path
 from framework.report.table import table
 from framework.tune.statistics import Comparison
 
+_LABEL = 36  # characters of a row's name in the picture
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -169,7 +171,7 @@ def _forest(rows: tuple[Row, ...]) -> str:
         ends += [one for one in (row.found.low, row.found.high, row.found.mean) if math.isfinite(one)]
     low, high = min(ends), max(ends)
     span = (high - low) or 1.0
-    left, width, step = 190, 520, 26
+    left, width, step = 240, 460, 26
 
     def x(value: float) -> float:
         return left + width * (value - low) / span
@@ -179,13 +181,17 @@ def _forest(rows: tuple[Row, ...]) -> str:
     for index, row in enumerate(shown):
         y, one = step * index + 20, row.found
         kind = ("good" if one.mean > 0 else "bad") if one.told_apart else "open"
-        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(row.name)}</text>')
+        parts.append(f'<text x="{left - 10}" y="{y + 4}" text-anchor="end">{html.escape(_short(row.name))}</text>')
         if math.isfinite(one.low):
             parts.append(f'<line x1="{x(one.low):.1f}" y1="{y}" x2="{x(one.high):.1f}" y2="{y}" class="{kind}"/>')
         parts.append(f'<circle cx="{x(one.mean):.1f}" cy="{y}" r="4" class="{kind}"/>')
     for value in (low, high):
         parts.append(f'<text x="{x(value):.1f}" y="{height - 8}" text-anchor="middle">{value:+.3g}</text>')
     return f'<svg viewBox="0 0 740 {height}" role="img">{"".join(parts)}</svg>'
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
 
 
 _PAGE = """<!doctype html>
@@ -198,7 +204,7 @@ th, td {{ padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(
 th {{ font-weight: 600; vertical-align: bottom; }}
 td:first-child, th:first-child, td:nth-child(9), th:nth-child(9) {{ text-align: left; }}
 td.good {{ color: var(--good); font-weight: 600; }} td.bad {{ color: var(--bad); font-weight: 600; }}
-td.open {{ color: var(--open); }}
+td.open {{ color: var(--open); }} td:not(:first-child) {{ white-space: nowrap; }}
 .scroll {{ overflow-x: auto; }}
 svg {{ width: 100%; max-width: 740px; font: 12px system-ui, sans-serif; fill: currentColor; }}
 svg line {{ stroke: var(--open); stroke-width: 2; }} svg line.zero {{ stroke: var(--line); stroke-width: 1; }}
