@@ -9,7 +9,7 @@ from torch import Tensor
 
 from framework.data.roles import ORDER, inputs_in, name_of, named_only
 from framework.data.trees import fields_of, items_of, leaves_of, map_leaves, rebuilt
-from framework.errors import UserError
+from framework.errors import UserError, brief, tally
 
 
 def input_of(batch: Any) -> Any:
@@ -86,7 +86,7 @@ def _part(batch: Any, name: str) -> Any:
         place = _key(batch, name)
         return getattr(batch, place) if isinstance(place, str) else batch[place]
     except (LookupError, TypeError, AttributeError) as error:
-        have = f"a mapping with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        have = f"a mapping with {tally(map(brief, batch), 6)}" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
             f"a batch must be (input, target) or a mapping with 'input' and 'target'; this one is {have}, without"
             f" {name}: name its parts by Data(input=..., target=...), change Data(collate=...), or override"

@@ -19,7 +19,7 @@ from framework.data.roles import Roles
 from framework.data.samples import SampleTransform
 from framework.data.sharing import gives_ranks_their_own
 from framework.data.splits import Splits
-from framework.errors import UserError
+from framework.errors import UserError, brief
 from framework.ops.keyed import Stream
 from framework.settings import as_python
 
@@ -106,7 +106,7 @@ class Data(Splits):
             if value is None and name not in ("batch_size", "workers"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
+                raise UserError(f"Data({name}={brief(value)}): {name} must be a whole number >= {least}")
         self._roles = Roles(self.input, self.target, self.weight)
         for name in ("train", "val", "test"):
             part = getattr(self, name)

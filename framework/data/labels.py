@@ -11,7 +11,7 @@ from torch import Tensor
 from framework.data.batch import has_target, target_of
 from framework.data.parts import Columns, is_held, length_of
 from framework.data.roles import TARGETS, Roles
-from framework.errors import UserError
+from framework.errors import UserError, brief
 
 
 def labels_of(part: Any, given: Any, roles: Roles, who: str) -> Tensor:
@@ -29,7 +29,7 @@ def labels_of(part: Any, given: Any, roles: Roles, who: str) -> Tensor:
     if not isinstance(given, str):
         return _classes(given, length_of(part), who)
     if given != "class":
-        raise UserError(f"{who}={given!r}): must be 'class', or the class of each sample")
+        raise UserError(f"{who}={brief(given)}): must be 'class', or the class of each sample")
     labels, why = _own_labels(part, roles)
     if labels is None:
         raise UserError(f"{who}='class'): {why}; give {who}=labels), the class of each sample")
