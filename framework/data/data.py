@@ -20,7 +20,7 @@ from framework.data.roles import Roles
 from framework.data.samples import SampleTransform
 from framework.data.sharing import gives_ranks_their_own
 from framework.data.splits import Splits
-from framework.data.stream import Cut
+from framework.data.stream import Cut, source_name
 from framework.errors import UserError, brief
 from framework.ops.keyed import Stream
 from framework.settings import as_python
@@ -201,7 +201,7 @@ class Data(Splits):
             if transforms:
                 names = " and ".join(name for name, _ in transforms)
                 raise UserError(
-                    f"{names}: changes samples, but Data(train=...) is a {type(chosen).__name__}, which yields batches;"
+                    f"{names}: changes samples, but Data(train=...) is a {source_name(chosen)}, which yields batches;"
                     " give the data set itself, or augment in it"
                 )
             return WindowLoader(

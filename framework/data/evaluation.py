@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler
 from framework.data.parts import Columns, Part, as_dataset, is_held, length_of
 from framework.data.roles import Roles
 from framework.data.sharing import Turns, shared, twin
-from framework.data.stream import announced, is_counted, warn_if_longer
+from framework.data.stream import announced, is_counted, source_name, warn_if_longer
 from framework.data.workers import Workers
 from framework.errors import UserError
 from framework.ops.generators import seed_generators, set_generators, state_of_generators
@@ -136,7 +136,7 @@ class ReadyLoader:
                 if used
                 else "yielded no batch; give at least one"
             )
-            raise UserError(f"Data({self._part}=...): {type(self._loader).__name__} {what}")
+            raise UserError(f"Data({self._part}=...): {source_name(self._loader)} {what}")
 
     @property
     def exit_code(self) -> int | None:

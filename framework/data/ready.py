@@ -16,7 +16,7 @@ from framework.data.loaders import Window
 from framework.data.memory import forgotten, memory_of, recall
 from framework.data.roles import Roles
 from framework.data.sharing import Turns, shared, twin
-from framework.data.stream import announced, is_counted, length_in_words, warn_if_longer
+from framework.data.stream import announced, is_counted, length_in_words, source_name, warn_if_longer
 from framework.errors import UserError
 from framework.ops.generators import seed_generators, set_generators, state_of_generators
 from framework.ops.keyed import Stream
@@ -81,7 +81,7 @@ class WindowLoader:
     def __len__(self) -> int:
         batches = self._announced()
         if batches is None:
-            raise TypeError(f"{type(self.loader).__name__} has no length")
+            raise TypeError(f"{source_name(self.loader)} has no length")
         return -(-batches // self._accumulate)
 
     def _announced(self) -> int | None:
@@ -118,7 +118,7 @@ class WindowLoader:
     def aside(self) -> Iterator[Iterator[Any]]:
         """Return a context with an iterator of the epoch's batches that leaves generators and samplers as they were."""
         if self.is_spent_by_reading:
-            name = type(self.loader).__name__
+            name = source_name(self.loader)
             raise UserError(
                 f"Data(train=...): {name} is an iterator, which yields its batches once: to look at some besides"
                 " training, give an object whose __iter__ starts over, or a DataLoader"
@@ -256,7 +256,7 @@ class WindowLoader:
 
     def _check_end(self) -> None:
         self._look_beyond()
-        name, read = type(self.loader).__name__, self._batch_count
+        name, read = source_name(self.loader), self._batch_count
         if read == 0 and self.epoch and self.is_spent_by_reading:
             raise UserError(
                 f"Data(train=...): {name} is used up: an iterator yields its batches once; give an object whose"
@@ -279,20 +279,19 @@ def what_is_lost(loader: Any) -> list[str]:
     Args:
         loader: yields batches.
     """
-    name, stateful = type(loader).__name__, hasattr(loader, "load_state_dict")
+    name, stateful = source_name(loader), hasattr(loader, "load_state_dict")
     found = [f"{one}: its state cannot be kept, so a resumed run may have another order" for one in forgotten(loader)]
     if getattr(loader, "persistent_workers", False):
         found.append(
-            f"{name}(persistent_workers=True): what its workers draw goes on from epoch to epoch, so a resumed run is"
+            f"{type(loader).__name__}(persistent_workers=True): what its workers draw goes on from epoch to epoch, so a resumed run is"
             " exact only if the data set draws nothing"
         )
     stream = not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
     if hasattr(loader, "__next__"):
         found.append(f"{name} yields its batches once: one epoch, and no resuming within it")
     elif stream and not stateful:
-        source = type(getattr(loader, "dataset", loader)).__name__
         found.append(
-            f"the order of {source} is its own, not keyed by the seed; a resumed run reads again what was read in the"
+            f"the order of {name} is its own, not keyed by the seed; a resumed run reads again what was read in the"
             " epoch, and is exact if that comes in the same order"
         )
     elif not stream:

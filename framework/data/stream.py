@@ -28,6 +28,17 @@ def announced(loader: Any) -> int | None:
         return None
 
 
+def source_name(loader: Any) -> str:
+    """Return the name of the class that a user wrote: of a stream within a loader, or of the loader.
+
+    Example:
+        >>> source_name([1]), source_name(DataLoader([1]))
+        ('list', 'DataLoader')
+    """
+    source = getattr(loader, "dataset", None)
+    return type(source if isinstance(source, IterableDataset) else loader).__name__
+
+
 def is_counted(loader: Any) -> bool:
     """Return whether a loader's length is torch's own count of the samples of a data set, which is always right."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
@@ -47,10 +58,10 @@ def length_in_words(loader: Any) -> tuple[str, str]:
     """
     batches = str(announced(loader))
     if not isinstance(loader, DataLoader):
-        return type(loader).__name__, batches
+        return source_name(loader), batches
     if isinstance(loader.dataset, IterableDataset):
         samples = announced(loader.dataset)
-        return type(loader.dataset).__name__, batches if samples is None else f"{batches} ({samples} samples)"
+        return source_name(loader), batches if samples is None else f"{batches} ({samples} samples)"
     own = [one for one in (loader.batch_sampler, loader.sampler) if not type(one).__module__.startswith("torch.")]
     return type(own[0] if own else loader).__name__, batches
 
