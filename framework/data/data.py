@@ -15,12 +15,12 @@ from framework.data.loaders import TrainLoader
 from framework.data.modules import is_datamodule, overridden
 from framework.data.order import order_of
 from framework.data.parts import Part, as_dataset, checked, is_ready, length_of
-from framework.data.ready import WindowLoader, what_is_lost
+from framework.data.ready import WindowLoader
 from framework.data.roles import Roles
 from framework.data.samples import SampleTransform
 from framework.data.sharing import gives_ranks_their_own
 from framework.data.splits import Splits
-from framework.data.stream import Cut, source_name
+from framework.data.stream import Cut, source_name, what_is_lost
 from framework.errors import UserError, brief
 from framework.ops.keyed import Stream
 from framework.settings import as_python

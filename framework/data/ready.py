@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from lightning_fabric.utilities.data import _set_sampler_epoch
-from torch.utils.data import DataLoader, IterableDataset
 
 from framework.data.loaders import Window
-from framework.data.memory import forgotten, memory_of, recall
+from framework.data.memory import memory_of, recall
 from framework.data.roles import Roles
 from framework.data.sharing import Turns, shared, twin
 from framework.data.stream import announced, is_counted, length_in_words, source_name, warn_if_longer
@@ -83,6 +82,15 @@ class WindowLoader:
         if batches is None:
             raise TypeError(f"{source_name(self.loader)} has no length")
         return -(-batches // self._accumulate)
+
+    def check_length(self) -> None:
+        """Check that the loader announces a batch for each rank, without which Lightning would train nothing."""
+        if self._announced() == 0:
+            who, length = length_in_words(self.loader)
+            raise UserError(
+                f"Data(train=...): the length of {who} is {length}, less than a batch for each of {self._world} ranks;"
+                " correct its __len__, or leave it out"
+            )
 
     def _announced(self) -> int | None:
         """Return how many batches of an epoch are this rank's, None if the loader does not say."""
@@ -271,29 +279,3 @@ class WindowLoader:
                 f"Data(train=...): {who} ended after {read} batches{ranks}, but its length is {length}; correct its"
                 " __len__, or leave it out"
             )
-
-
-def what_is_lost(loader: Any) -> list[str]:
-    """Return what a run on a user's loader cannot promise, a sentence each; empty if it is as exact as on samples.
-
-    Args:
-        loader: yields batches.
-    """
-    name, stateful = source_name(loader), hasattr(loader, "load_state_dict")
-    found = [f"{one}: its state cannot be kept, so a resumed run may have another order" for one in forgotten(loader)]
-    if getattr(loader, "persistent_workers", False):
-        found.append(
-            f"{type(loader).__name__}(persistent_workers=True): what its workers draw goes on from epoch to epoch, so a resumed run is"
-            " exact only if the data set draws nothing"
-        )
-    stream = not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
-    if hasattr(loader, "__next__"):
-        found.append(f"{name} yields its batches once: one epoch, and no resuming within it")
-    elif stream and not stateful:
-        found.append(
-            f"the order of {name} is its own, not keyed by the seed; a resumed run reads again what was read in the"
-            " epoch, and is exact if that comes in the same order"
-        )
-    elif not stream:
-        found.append("a resumed run loads again what was loaded in the epoch, to find its place")
-    return found

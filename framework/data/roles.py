@@ -86,7 +86,8 @@ class Roles:
         for name, where in self._parts.items():
             several = isinstance(where, (tuple, list, Mapping))
             each = (where.values() if isinstance(where, Mapping) else where) if several else (where,)
-            if where is not None and (not all(type(one) in (str, int) for one in each) or (several and not where)):
+            kinds = (str, int, tuple) if several else (str, int)  # a tuple alone stands for several
+            if where is not None and (not all(type(one) in kinds for one in each) or (several and not where)):
                 raise UserError(
                     f"Data({name}={brief(where)}): must be a key or position of a batch's part, a tuple of them, or a"
                     " mapping {parameter: key}"

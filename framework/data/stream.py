@@ -1,4 +1,4 @@
-"""Loaders and streams of the user's: how long they say that they are, and whether that is true."""
+"""Loaders and streams of the user's: how long they say that they are, if that is true, and what they lose."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from framework.data.memory import forgotten
 from framework.ops.generators import set_generators, state_of_generators
 
 
@@ -93,3 +94,29 @@ def warn_if_longer(loader: Any, part: str, batches: Iterator[Any], seen: int) ->
         " __len__, or leave it out to read all",
         stacklevel=2,
     )
+
+
+def what_is_lost(loader: Any) -> list[str]:
+    """Return what a run on a user's loader cannot promise, a sentence each; empty if it is as exact as on samples.
+
+    Args:
+        loader: yields batches.
+    """
+    name, stateful = source_name(loader), hasattr(loader, "load_state_dict")
+    found = [f"{one}: its state cannot be kept, so a resumed run may have another order" for one in forgotten(loader)]
+    if getattr(loader, "persistent_workers", False):
+        found.append(
+            f"{type(loader).__name__}(persistent_workers=True): what its workers draw goes on from epoch to epoch, so a"
+            " resumed run is exact only if the data set draws nothing"
+        )
+    stream = not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
+    if hasattr(loader, "__next__"):
+        found.append(f"{name} yields its batches once: one epoch, and no resuming within it")
+    elif stream and not stateful:
+        found.append(
+            f"the order of {name} is its own, not keyed by the seed; a resumed run reads again what was read in the"
+            " epoch, and is exact if that comes in the same order"
+        )
+    elif not stream:
+        found.append("a resumed run loads again what was loaded in the epoch, to find its place")
+    return found

@@ -13,7 +13,7 @@ from framework.data.means import counted, is_elementwise, may_be_uneven, total_w
 from framework.data.mixed import MixedTarget, clean_target, loss_of
 from framework.data.outcome import Outcome
 from framework.data.trees import fields_of
-from framework.engine.calls import Call, losses_of, prediction_of
+from framework.engine.calls import Call, in_words, losses_of, prediction_of
 from framework.errors import UserError
 
 
@@ -63,9 +63,29 @@ class Loss:
             raise UserError(f"{self._who} has no loss: give Recipe(loss=...), or override compute_loss in a subclass")
         if self._compares_shapes and (problem := why_not_alike(prediction, target)):
             raise UserError(f"{problem}: give both the same shape, such as y[:, None]")
-        if weight is None:
-            return loss_of(loss, prediction, target)
-        return loss_of(lambda output, one: weighted_mean(loss, output, one, weight)[0], prediction, target)
+        try:
+            if weight is None:
+                return loss_of(loss, prediction, target)
+            return loss_of(lambda output, one: weighted_mean(loss, output, one, weight)[0], prediction, target)
+        except (TypeError, AttributeError) as error:  # afterwards, to save every step the check
+            if self._takes_tensors and (problem := self._no_tensor(prediction, clean_target(target))):
+                raise UserError(problem) from error
+            raise
+
+    def _no_tensor(self, prediction: Any, target: Any) -> str:
+        """Return what is no tensor, though torch's losses take only tensors; empty if both are."""
+        name = getattr(self._loss, "__name__", type(self._loss).__name__)
+        if not isinstance(prediction, Tensor):
+            return (
+                f"{self._network} returned {in_words(prediction)}, and the loss {name} takes a tensor: return the"
+                " prediction alone or as the entry 'logits' of a mapping, or give Recipe(loss=...) that takes it apart"
+            )
+        if not isinstance(target, Tensor):
+            return (
+                f"the target is {in_words(target)}, and the loss {name} takes a tensor: name the target by"
+                " Data(target=...), or give Recipe(loss=...) that takes it apart"
+            )
+        return ""
 
     def count(self, batch: Any) -> int | Tensor:
         """Return what J of a batch divides by: its samples, or the weights that count."""
