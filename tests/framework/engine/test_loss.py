@@ -246,11 +246,11 @@ def test_terms_do_not_take_the_names_of_others() -> None:
         trained((X, Y), linear(), None, core=type("Other", (Named,), {"name": "acc"}), metrics=metrics)
 
 
-@pytest.mark.parametrize("bad", [-0.5, float("nan")])
+@pytest.mark.parametrize("bad", [-0.5, float("nan"), float("inf")])
 def test_weights_are_not_negative(bad: float) -> None:
     weight = torch.ones(30)
     weight[4] = bad
-    with pytest.raises(UserError, match="numbers of 0 or more; some are negative or nan"):
+    with pytest.raises(UserError, match=rf"finite numbers of 0 or more; that of row \d+ is {bad}: correct"):
         trained((X, Y, weight), linear(), F.cross_entropy)
 
 
