@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 
 from framework.data.evaluation import EvalLoader, ReadyLoader
 from framework.data.given import Usual, check_used
+from framework.data.listed import check_listed
 from framework.data.loaders import TrainLoader
 from framework.data.modules import is_datamodule, overridden
 from framework.data.order import order_of
@@ -34,7 +35,8 @@ class Data(Splits):
 
     - tensors in a tuple, mapping or other containers, whose first dimensions run over samples: the fast path, batches
       are taken by one indexing operation, without a ``DataLoader``;
-    - a map-style data set, one of Hugging Face's ``datasets`` included;
+    - a map-style data set, one of Hugging Face's ``datasets`` included, or a list of samples; for a list of batches
+      give ``DataLoader(batches, batch_size=None)``;
     - an ``IterableDataset``: its samples are cut into batches in its own order, read by at most one worker;
     - a ``DataLoader``, or another iterable of batches, as it is: an epoch ends at its length, if it has one;
     - as ``train``, a ``LightningDataModule``, which has all parts.
@@ -124,6 +126,7 @@ class Data(Splits):
             if part is not None:
                 setattr(self, name, checked(name, part, formats=self.collate is None))
         check_used(self)
+        check_listed({"train": self.train, "val": self.val, "test": self.test})
         names = ("weights", "balance", "epoch_samples", "lengths", "tokens")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if given and (self.train is None or self.is_ready("train")):

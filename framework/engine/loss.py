@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.data.batch import has_target, input_of, size_of, target_of, weight_of
+from framework.data.data import Data
+from framework.data.listed import hint_of
 from framework.data.means import counted, is_elementwise, may_be_uneven, total_weight, weighted_mean, why_not_alike
 from framework.data.mixed import MixedTarget, clean_target, loss_of
 from framework.data.outcome import Outcome
@@ -24,10 +26,14 @@ class Loss:
         loss: the recipe's ``loss(prediction, target)``; None if the network returns its own loss.
         model: the network, whose ``forward`` is called with the batch's input.
         who: the name of the core's class, for errors.
+        data: the recipe's data, for errors.
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Tensor] | None, model: nn.Module, who: str) -> None:
+    def __init__(
+        self, loss: Callable[[Any, Any], Tensor] | None, model: nn.Module, who: str, data: Data | None = None
+    ) -> None:
         self._loss, self._who = loss, who
+        self._hint = "" if data is None else hint_of(data.train)
         self._network = type(model).__name__
         self._compares_shapes = is_elementwise(loss)
         function = getattr(loss, "func", loss)
@@ -62,7 +68,7 @@ class Loss:
         if loss is None:
             raise UserError(f"{self._who} has no loss: give Recipe(loss=...), or override compute_loss in a subclass")
         if self._compares_shapes and (problem := why_not_alike(prediction, target)):
-            raise UserError(f"{problem}: give both the same shape, such as y[:, None]")
+            raise UserError(f"{problem}: give both the same shape, such as y[:, None]{self._hint}")
         try:
             if weight is None:
                 return loss_of(loss, prediction, target)

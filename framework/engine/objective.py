@@ -77,7 +77,7 @@ class Objective(pl.LightningModule):
         self.seed = seed
         self.loss = loss
         object.__setattr__(self, "_network", model)
-        self._losses = Loss(loss, model, type(self).__name__)
+        self._losses = Loss(loss, model, type(self).__name__, data)
         materialize(self, data, model)
         self.model = self.answers.fold("prepare_model", model)
         self.edits = WeightEdits()
