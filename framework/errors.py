@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 
 
@@ -52,6 +53,41 @@ def some(names: Iterable[str]) -> str:
     """
     first, *rest = names
     return f"{first} and {len(rest)} more" if rest else first
+
+
+def brief(value: object, limit: int = 80) -> str:
+    r"""Return a value as short text on one line: a tensor or array by its shape, anything else by its ``repr``.
+
+    Args:
+        value: the value.
+        limit: characters of the text, at most.
+
+    Example:
+        >>> brief([0.5, "a\n"]), brief("x" * 99, 10)
+        ("[0.5, 'a\\n']", "'xxxxxx...")
+    """
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"<{type(value).__name__} of shape {tuple(shape)}>"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def tally(names: Iterable[str], limit: int = 3) -> str:
+    """Return distinct names with how often each comes, as text.
+
+    Args:
+        names: the names.
+        limit: distinct names that are shown; of others only their number is.
+
+    Example:
+        >>> tally(["int", "str", "int"]), tally("abcd", 2)
+        ('int (2 times), str', 'a, b and 2 others')
+    """
+    counts = Counter(names)
+    shown = [f"{name} ({count} times)" if count > 1 else name for name, count in list(counts.items())[:limit]]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} other{'s' * (more > 1)}" if more else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -182,7 +182,9 @@ class Checkpoints(Checkpoint):
         metrics = trainer.callback_metrics
         assert self._monitor is not None
         if self._monitor not in metrics:
-            raise UserError(f"monitor={self._monitor!r}: never logged{did_you_mean(self._monitor, metrics)}")
+            why = cast("Core", trainer.lightning_module).recorder.uncounted.why(self._monitor.partition("/")[0])
+            reason = f", since {why}" if why else did_you_mean(self._monitor, metrics)
+            raise UserError(f"monitor={self._monitor!r}: never logged{reason}")
         value = self._sign * float(metrics[self._monitor])
         if value < self._best:
             self._found = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from framework.data.roles import ORDER, inputs_in, name_of, named_only
 from framework.data.trees import fields_of, items_of, leaves_of, map_leaves, rebuilt
-from framework.errors import UserError
+from framework.errors import UserError, brief, tally
 
 
 def input_of(batch: Any) -> Any:
@@ -35,24 +36,34 @@ def weight_of(batch: Any) -> Tensor | None:
     """Return the weights of a batch's samples, ``(samples,)``: its third item, or an entry called so; None for none.
 
     Raises:
-        UserError: if they are no tensor with one number per sample.
+        UserError: if they are no tensor with one finite number of 0 or more per sample.
     """
+    weight = third_of(batch)
+    return None if weight is None else _checked_weight(weight, batch)
+
+
+def third_of(batch: Any) -> Any:
+    """Return what stands where a batch has its samples' weights, unchecked; None if nothing does."""
     kind = type(batch)
     if kind is tuple or kind is list:
-        return _checked_weight(batch[2], batch) if len(batch) == 3 else None
+        return batch[2] if len(batch) == 3 else None
     if isinstance(batch, Tensor):
         return None
     name = name_of(batch if isinstance(batch, Mapping) else fields_of(batch), "weight")
     if name is None:
         return None
-    return _checked_weight(batch[name] if isinstance(batch, Mapping) else getattr(batch, name), batch)
+    return batch[name] if isinstance(batch, Mapping) else getattr(batch, name)
 
 
 def _checked_weight(weight: Any, batch: Any) -> Tensor:
     if isinstance(weight, Tensor) and weight.shape == (size_of(batch),) and not weight.is_complex():
         # on an accelerator, reading the answer would make every step synchronize
-        if weight.device.type == "cpu" and not bool((weight >= 0).all()):
-            raise UserError("the weights of a batch's samples must be numbers of 0 or more; some are negative or nan")
+        if weight.device.type == "cpu" and not bool((right := (weight >= 0) & (weight < math.inf)).all()):
+            row = int((~right).nonzero()[0])
+            raise UserError(
+                "the weights of a batch's samples must be finite numbers of 0 or more; that of row"
+                f" {row} is {weight[row].item()}: correct the weights in the data"
+            )
         return weight
     given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else f"type {type(weight).__name__}"
     raise UserError(
@@ -86,7 +97,7 @@ def _part(batch: Any, name: str) -> Any:
         place = _key(batch, name)
         return getattr(batch, place) if isinstance(place, str) else batch[place]
     except (LookupError, TypeError, AttributeError) as error:
-        have = f"a mapping with {', '.join(map(repr, batch))}" if isinstance(batch, Mapping) else type(batch).__name__
+        have = f"a mapping with {tally(map(brief, batch), 6)}" if isinstance(batch, Mapping) else type(batch).__name__
         raise UserError(
             f"a batch must be (input, target) or a mapping with 'input' and 'target'; this one is {have}, without"
             f" {name}: name its parts by Data(input=..., target=...), change Data(collate=...), or override"

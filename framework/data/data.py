@@ -7,19 +7,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from framework.data.evaluation import EvalLoader, ReadyLoader
+from framework.data.given import Usual, check_used
+from framework.data.listed import check_listed
 from framework.data.loaders import TrainLoader
 from framework.data.modules import is_datamodule, overridden
 from framework.data.order import order_of
 from framework.data.parts import Part, as_dataset, checked, is_ready, length_of
-from framework.data.ready import WindowLoader, what_is_lost
+from framework.data.ready import WindowLoader
 from framework.data.roles import Roles
 from framework.data.samples import SampleTransform
 from framework.data.sharing import gives_ranks_their_own
 from framework.data.splits import Splits
-from framework.errors import UserError
+from framework.data.stream import Cut, source_name, what_is_lost
+from framework.errors import UserError, brief
 from framework.ops.keyed import Stream
 from framework.settings import as_python
 
@@ -32,9 +35,10 @@ class Data(Splits):
 
     - tensors in a tuple, mapping or other containers, whose first dimensions run over samples: the fast path, batches
       are taken by one indexing operation, without a ``DataLoader``;
-    - a map-style data set, one of Hugging Face's ``datasets`` included;
+    - a map-style data set, one of Hugging Face's ``datasets`` included, or a list of samples; for a list of batches
+      give ``DataLoader(batches, batch_size=None)``;
     - an ``IterableDataset``: its samples are cut into batches in its own order, read by at most one worker;
-    - a ``DataLoader``, or another iterable of batches, as it is;
+    - a ``DataLoader``, or another iterable of batches, as it is: an epoch ends at its length, if it has one;
     - as ``train``, a ``LightningDataModule``, which has all parts.
 
     What a batch's input, target and sample weights are is found by convention: ``(x, y)``, ``(x, y, weight)``, or names
@@ -79,9 +83,9 @@ class Data(Splits):
     train: Any = None
     val: Any = None
     test: Any = None
-    batch_size: int = dataclasses.field(default=64, kw_only=True)
+    batch_size: int = dataclasses.field(default=Usual(64), kw_only=True)
     eval_batch_size: int | None = dataclasses.field(default=None, kw_only=True)
-    workers: int = dataclasses.field(default=0, kw_only=True)
+    workers: int = dataclasses.field(default=Usual(0), kw_only=True)
     collate: Callable[[list[Any]], Any] | None = dataclasses.field(default=None, kw_only=True)
     drop_last: bool = dataclasses.field(default=False, kw_only=True)
     input: Any = dataclasses.field(default=None, kw_only=True)
@@ -106,13 +110,13 @@ class Data(Splits):
             if value is None and name not in ("batch_size", "workers"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"Data({name}={value!r}): {name} must be a whole number >= {least}")
+                raise UserError(f"Data({name}={brief(value)}): {name} must be a whole number >= {least}")
         self._roles = Roles(self.input, self.target, self.weight)
         for name in ("train", "val", "test"):
             part = getattr(self, name)
             if isinstance(part, IterableDataset):
                 size = self.batch_size if name == "train" else self.eval_batch_size or self.batch_size
-                part = DataLoader(
+                part = Cut(
                     part,
                     size,
                     num_workers=min(self.workers, 1),  # each of several workers would read the whole stream
@@ -121,6 +125,8 @@ class Data(Splits):
                 )
             if part is not None:
                 setattr(self, name, checked(name, part, formats=self.collate is None))
+        check_used(self)
+        check_listed({"train": self.train, "val": self.val, "test": self.test})
         names = ("weights", "balance", "epoch_samples", "lengths", "tokens")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if given and (self.train is None or self.is_ready("train")):
@@ -198,7 +204,7 @@ class Data(Splits):
             if transforms:
                 names = " and ".join(name for name, _ in transforms)
                 raise UserError(
-                    f"{names}: changes samples, but Data(train=...) is a {type(chosen).__name__}, which yields batches;"
+                    f"{names}: changes samples, but Data(train=...) is a {source_name(chosen)}, which yields batches;"
                     " give the data set itself, or augment in it"
                 )
             return WindowLoader(
@@ -212,13 +218,13 @@ class Data(Splits):
             )
         return TrainLoader(
             chosen,
-            batch_size=self.batch_size,
+            batch_size=int(self.batch_size),
             seed=seed,
             accumulate=accumulate,
             transforms=transforms,
             rank=rank,
             world=world,
-            workers=self.workers,
+            workers=int(self.workers),
             collate=self.collate,
             drop_last=self.drop_last,
             pin_memory=pin_memory,
@@ -249,10 +255,10 @@ class Data(Splits):
             )
         return EvalLoader(
             chosen,
-            batch_size=self.eval_batch_size or self.batch_size,
+            batch_size=int(self.eval_batch_size or self.batch_size),
             rank=rank,
             world=world,
-            workers=self.workers,
+            workers=int(self.workers),
             collate=self.collate,
             roles=self._roles,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import BatchSampler
 from framework.data.parts import Columns, Part, as_dataset, is_held, length_of
 from framework.data.roles import Roles
 from framework.data.sharing import Turns, shared, twin
+from framework.data.stream import announced, is_counted, source_name, warn_if_longer
 from framework.data.workers import Workers
 from framework.errors import UserError
 from framework.ops.generators import seed_generators, set_generators, state_of_generators
@@ -106,6 +108,7 @@ class ReadyLoader:
         # workers of its own, since the same loader may be the training loader too
         self._loader, self._part, self._roles = twin(loader), part, roles or None
         self._rank, self._world = (0, 1) if sharded else (rank, world)
+        self._looked = rank > 0 or is_counted(loader)  # beyond the end
 
     def __len__(self) -> int:
         return max(-(-(len(self._loader) - self._rank) // self._world), 0)
@@ -117,8 +120,12 @@ class ReadyLoader:
             batches = shared(self._loader, self._rank, self._world, rest=True) if self._world > 1 else self._loader
             if isinstance(turns := getattr(batches, "batch_sampler", None), Turns):
                 turns.draws = state_of_generators()
-            for batch in batches:
+            batches, end = iter(batches), announced(self)
+            for batch in itertools.islice(batches, end):
                 read += 1
+                if read == end and not self._looked:  # here, since an evaluation does not ask for more
+                    self._looked = True
+                    warn_if_longer(self._loader, self._part, batches, read * self._world + 1)
                 yield batch if self._roles is None else self._roles(batch)
         finally:
             set_generators(present)
@@ -129,7 +136,7 @@ class ReadyLoader:
                 if used
                 else "yielded no batch; give at least one"
             )
-            raise UserError(f"Data({self._part}=...): {type(self._loader).__name__} {what}")
+            raise UserError(f"Data({self._part}=...): {source_name(self._loader)} {what}")
 
     @property
     def exit_code(self) -> int | None:

@@ -8,13 +8,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from framework.data.batch import has_target, target_of
-from framework.data.parts import Columns, Part, is_held, length_of
-from framework.data.roles import TARGETS, Roles
+from framework.data.labels import labels_of, per_sample
+from framework.data.parts import Part, length_of
+from framework.data.roles import Roles
 from framework.errors import UserError
 from framework.ops.keyed import Stream
 
@@ -164,67 +163,10 @@ def order_of(part: Part, roles: Roles, batch_size: int, replacement: bool, given
     if "weights" in given:
         weights = per_sample("weights", given["weights"], length)
     if "balance" in given:
-        weights = weights_of_classes(labels_of(part, given["balance"], roles))
+        weights = weights_of_classes(labels_of(part, given["balance"], roles, "Data(balance"))
     order = Order(length, weights, replacement, given.get("epoch_samples"))
     if weights is not None:
         above = int((weights > 0).sum())
         if above == 0 or (not replacement and above < order.count):
             raise UserError(f"Data({names}=...): {above} samples have a weight above 0, for {order.count} an epoch")
     return order
-
-
-def labels_of(part: Any, balance: Any, roles: Roles) -> Tensor:
-    """Return the class of each sample of a part.
-
-    Args:
-        part: tensors, or a data set with ``targets`` or ``labels``.
-        balance: ``"class"``, or the classes.
-        roles: where the target stands in a batch.
-
-    Raises:
-        UserError: if they are not known.
-    """
-    if not isinstance(balance, str):
-        return per_sample("balance", balance, length_of(part))
-    if balance != "class":
-        raise UserError(f"Data(balance={balance!r}): must be 'class', or the class of each training sample")
-    found: Any = None
-    if is_held(part):
-        tree = part.tree if isinstance(part, Columns) else part
-        batch = roles(tree) if roles else tree
-        found = target_of(batch) if has_target(batch) else None
-    else:
-        names = [name for name in TARGETS if isinstance(getattr(part, name, None), (list, tuple, np.ndarray, Tensor))]
-        found = getattr(part, names[0]) if names else None
-    labels = None if found is None else torch.as_tensor(found)
-    if labels is None or labels.shape != (length_of(part),) or labels.is_floating_point():
-        raise UserError(
-            "Data(balance='class'): the class of each sample is not known without reading all samples; give"
-            " Data(balance=labels)"
-        )
-    return labels
-
-
-def per_sample(name: str, given: Any, length: int) -> Tensor:
-    """Return one number per sample as a tensor, ``(length,)``.
-
-    Args:
-        name: the argument, which errors name.
-        given: a tensor, an array or a sequence.
-        length: number of samples.
-
-    Raises:
-        UserError: if it is not of that length, or has a number that is negative or not finite.
-    """
-    try:
-        values = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Data({name}=...): must be one number per sample; received {type(given).__name__}") from error
-    if values.shape != (length,):
-        raise UserError(
-            f"Data({name}=...): must be one number per training sample, ({length},); received {tuple(values.shape)};"
-            " beside Data.split or Data.folds, divide the samples by framework.data.split first"
-        )
-    if not torch.isfinite(values).all() or (values < 0).any():
-        raise UserError(f"Data({name}=...): must be finite numbers of 0 or more")
-    return values.cpu()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from framework.data.trees import leaves_of, map_leaves
-from framework.errors import UserError
+from framework.errors import UserError, tally
 
 Part = tuple[Tensor, ...] | Dataset[Any]
 
@@ -100,13 +100,17 @@ def checked(name: str, part: Any, *, formats: bool = True) -> Part:
     if isinstance(part, (tuple, Mapping)) or dataclasses.is_dataclass(part):
         leaves = leaves_of(part)
         if not leaves or not all(isinstance(one, Tensor) and one.ndim for one in leaves):
-            words = ", ".join("a number" if isinstance(one, Tensor) else type(one).__name__ for one in leaves)
+            words = tally(
+                "a tensor without dimensions" if isinstance(one, Tensor) else type(one).__name__
+                for one in leaves
+                if not isinstance(one, Tensor) or not one.ndim
+            )
             raise UserError(
                 f"Data({name}=...): {_kind(part)} must hold tensors whose first dimension runs over samples; received"
                 f" {words or 'none'}"
             )
-        lengths = [len(one) for one in leaves]
-        if len(set(lengths)) > 1:
+        if len({len(one) for one in leaves}) > 1:
+            lengths = tally(str(len(one)) for one in leaves)
             raise UserError(f"Data({name}=...): tensors must have the same first dimension; received {lengths}")
         if type(part) is not tuple or not all(isinstance(one, Tensor) for one in part):
             part = Columns(part)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from lightning_fabric.utilities.data import _set_sampler_epoch
-from torch.utils.data import DataLoader, IterableDataset
 
 from framework.data.loaders import Window
-from framework.data.memory import forgotten, memory_of, recall
+from framework.data.memory import memory_of, recall
 from framework.data.roles import Roles
 from framework.data.sharing import Turns, shared, twin
+from framework.data.stream import announced, is_counted, length_in_words, source_name, warn_if_longer
 from framework.errors import UserError
 from framework.ops.generators import seed_generators, set_generators, state_of_generators
 from framework.ops.keyed import Stream
@@ -33,7 +33,7 @@ class WindowLoader:
     otherwise the epoch is begun again from the state at its start, and the batches that were trained on are left out.
 
     Args:
-        loader: yields batches; of known length if it has ``__len__``.
+        loader: yields batches; if it has ``__len__``, an epoch ends after that many, with a warning if there are more.
         accumulate: batches per window; the last window of an epoch may have fewer.
         stream: keys the draws, None to leave the global generators alone.
         rank: index of this process.
@@ -74,10 +74,28 @@ class WindowLoader:
         self._kept: dict[str, Any] | None = None
         self._used = True
         self._read = self._batch_count = 0  # windows and batches of the epoch
+        self._share = self._announced()
+        self._looked = is_counted(loader)  # beyond the end
 
     def __len__(self) -> int:
-        batches = len(self.loader) if self._sharded else len(self.loader) // self._world
+        batches = self._announced()
+        if batches is None:
+            raise TypeError(f"{source_name(self.loader)} has no length")
         return -(-batches // self._accumulate)
+
+    def check_length(self) -> None:
+        """Check that the loader announces a batch for each rank, without which Lightning would train nothing."""
+        if self._announced() == 0:
+            who, length = length_in_words(self.loader)
+            raise UserError(
+                f"Data(train=...): the length of {who} is {length}, less than a batch for each of {self._world} ranks;"
+                " correct its __len__, or leave it out"
+            )
+
+    def _announced(self) -> int | None:
+        """Return how many batches of an epoch are this rank's, None if the loader does not say."""
+        batches = announced(self.loader)
+        return batches if batches is None or self._sharded else batches // self._world
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch; for the current epoch, keep the position set in :attr:`start`."""
@@ -108,7 +126,7 @@ class WindowLoader:
     def aside(self) -> Iterator[Iterator[Any]]:
         """Return a context with an iterator of the epoch's batches that leaves generators and samplers as they were."""
         if self.is_spent_by_reading:
-            name = type(self.loader).__name__
+            name = source_name(self.loader)
             raise UserError(
                 f"Data(train=...): {name} is an iterator, which yields its batches once: to look at some besides"
                 " training, give an object whose __iter__ starts over, or a DataLoader"
@@ -141,6 +159,7 @@ class WindowLoader:
             recall(self.loader, state["memory"])
 
     def _begin(self) -> None:
+        self._look_beyond()
         self._seed(-1)
         self._begun = self._state()
         self._open()
@@ -148,6 +167,7 @@ class WindowLoader:
 
     def _open(self) -> None:
         """Begin an iteration of the loader."""
+        self._share = self._announced()
         if self._turns is not None and self._stream is not None:
             # the order is one for all ranks and numbers of workers, while the workers of each rank draw their own
             self._turns.draws = state_of_generators()
@@ -178,7 +198,8 @@ class WindowLoader:
     def _next(self) -> Window | None:
         """Return the next window, None if there are no more batches."""
         batches: list[Any] = []
-        for offset in range(self._accumulate):
+        rest = self._accumulate if self._share is None else self._share - self._batch_count
+        for offset in range(min(self._accumulate, rest)):
             self._seed(self._read * self._accumulate + offset)
             batches += islice(self._batches, 1)
         if self._sharded and not self._all_have(len(batches)):
@@ -230,16 +251,20 @@ class WindowLoader:
 
     def close(self) -> None:
         """Release the iterator, which ends the loader's workers."""
+        self._look_beyond()
         self._batches = iter(())
 
+    def _look_beyond(self) -> None:
+        """Warn once if the loader yields more batches than its length, after an epoch of that many."""
+        if not self._looked and self._batch_count and self._batch_count == self._share:
+            self._looked = True
+            if self._rank == 0:
+                seen = (self._batch_count + 1) * (1 if self._sharded else self._world)
+                warn_if_longer(self.loader, "train", self._batches, seen)
+
     def _check_end(self) -> None:
-        name, read = type(self.loader).__name__, self._batch_count
-        try:
-            announced = len(self.loader)
-        except TypeError:  # a stream
-            announced = read
-        if self._world > 1:
-            announced = read if self._sharded else announced // self._world
+        self._look_beyond()
+        name, read = source_name(self.loader), self._batch_count
         if read == 0 and self.epoch and self.is_spent_by_reading:
             raise UserError(
                 f"Data(train=...): {name} is used up: an iterator yields its batches once; give an object whose"
@@ -247,35 +272,10 @@ class WindowLoader:
             )
         if read == 0:
             raise UserError(f"Data(train=...): {name} yielded no batch; give at least one")
-        if read < announced:
+        if self._share is not None and read < self._share and not self._sharded:
+            who, length = length_in_words(self.loader)
+            ranks = f" on each of {self._world} ranks" if self._world > 1 else ""
             raise UserError(
-                f"Data(train=...): {name} ended after {read} batches, but its length is {announced}; correct its"
+                f"Data(train=...): {who} ended after {read} batches{ranks}, but its length is {length}; correct its"
                 " __len__, or leave it out"
             )
-
-
-def what_is_lost(loader: Any) -> list[str]:
-    """Return what a run on a user's loader cannot promise, a sentence each; empty if it is as exact as on samples.
-
-    Args:
-        loader: yields batches.
-    """
-    name, stateful = type(loader).__name__, hasattr(loader, "load_state_dict")
-    found = [f"{one}: its state cannot be kept, so a resumed run may have another order" for one in forgotten(loader)]
-    if getattr(loader, "persistent_workers", False):
-        found.append(
-            f"{name}(persistent_workers=True): what its workers draw goes on from epoch to epoch, so a resumed run is"
-            " exact only if the data set draws nothing"
-        )
-    stream = not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset)
-    if hasattr(loader, "__next__"):
-        found.append(f"{name} yields its batches once: one epoch, and no resuming within it")
-    elif stream and not stateful:
-        source = type(getattr(loader, "dataset", loader)).__name__
-        found.append(
-            f"the order of {source} is its own, not keyed by the seed; a resumed run reads again what was read in the"
-            " epoch, and is exact if that comes in the same order"
-        )
-    elif not stream:
-        found.append("a resumed run loads again what was loaded in the epoch, to find its place")
-    return found

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from framework.data.trees import fields_of, leaves_of
-from framework.errors import UserError, some
+from framework.errors import UserError, brief, some
 
 # by convention, in order of preference; "input" may also be all entries that are neither target nor weight
 INPUTS = ("input", "inputs", "x", "image", "images", "img", "features")
@@ -86,9 +86,10 @@ class Roles:
         for name, where in self._parts.items():
             several = isinstance(where, (tuple, list, Mapping))
             each = (where.values() if isinstance(where, Mapping) else where) if several else (where,)
-            if where is not None and (not all(type(one) in (str, int) for one in each) or (several and not where)):
+            kinds = (str, int, tuple) if several else (str, int)  # a tuple alone stands for several
+            if where is not None and (not all(type(one) in kinds for one in each) or (several and not where)):
                 raise UserError(
-                    f"Data({name}={where!r}): must be a key or position of a batch's part, a tuple of them, or a"
+                    f"Data({name}={brief(where)}): must be a key or position of a batch's part, a tuple of them, or a"
                     " mapping {parameter: key}"
                 )
 
@@ -136,9 +137,9 @@ def _entry(batch: Any, key: Any, role: str) -> Any:
         return getattr(batch, key)
     except (LookupError, TypeError, AttributeError) as error:
         if isinstance(batch, Mapping):
-            have = f"a mapping with {some([repr(one) for one in batch])}"
+            have = f"a mapping with {some([brief(one) for one in batch])}"
         elif isinstance(batch, (tuple, list)) and not fields_of(batch):
             have = f"a {type(batch).__name__} of {len(batch)}"
         else:
             have = f"a {type(batch).__name__}" + (f" with {some(list(names))}" if (names := fields_of(batch)) else "")
-        raise UserError(f"Data({role}=...): a batch has no part {key!r}; it is {have}") from error
+        raise UserError(f"Data({role}=...): a batch has no part {brief(key)}; it is {have}") from error

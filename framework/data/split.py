@@ -14,8 +14,10 @@ from sklearn.model_selection import (
     StratifiedKFold,
     train_test_split,
 )
+from torch import Tensor
 
-from framework.errors import UserError
+from framework.errors import UserError, brief
+from framework.settings import as_python
 
 Indices = np.ndarray
 
@@ -51,9 +53,12 @@ def split(
 
     Source: scikit-learn's ``train_test_split``, ``GroupShuffleSplit`` and ``StratifiedGroupKFold``.
     """
-    shares = [float(one) for one in fractions]
-    if len(shares) < 2 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise UserError(f"split(fractions={fractions!r}): must be two or more numbers above 0 with a sum of 1")
+    try:
+        shares = [float(one) for one in fractions]
+    except (TypeError, ValueError):
+        shares = []
+    if len(shares) < 2 or min(shares) <= 0 or not abs(sum(shares) - 1) <= 1e-6:
+        raise UserError(f"split(fractions={brief(fractions)}): must be two or more numbers above 0 with a sum of 1")
     classes, of_groups = _labels("stratify", stratify, length), _labels("groups", groups, length)
     rest, parts = np.arange(length), []
     for place in range(len(shares) - 1, 0, -1):
@@ -87,8 +92,9 @@ def folds(
 
     Source: scikit-learn's ``KFold``, ``StratifiedKFold``, ``GroupKFold`` and ``StratifiedGroupKFold``.
     """
-    if k < 2:
-        raise UserError(f"folds(k={k!r}): must be 2 or more")
+    k = as_python(k)
+    if not isinstance(k, int) or isinstance(k, bool) or k < 2:
+        raise UserError(f"folds(k={brief(k)}): must be a whole number of 2 or more")
     classes, of_groups = _labels("stratify", stratify, length), _labels("groups", groups, length)
     if of_groups is None:
         kind = KFold if classes is None else StratifiedKFold
@@ -106,7 +112,7 @@ def folds(
 def _labels(name: str, given: Any, length: int) -> np.ndarray | None:
     if given is None:
         return None
-    labels = np.asarray(given)
+    labels = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
     if labels.ndim != 1 or len(labels) != length:
         raise UserError(f"{name}=...: must be one label per sample, ({length},); received shape {labels.shape}")
     return labels

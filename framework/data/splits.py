@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
-from framework.data.order import labels_of
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from framework.data.labels import labels_of, per_sample
+from framework.data.modules import is_datamodule
 from framework.data.parts import Part, checked, is_ready, length_of, subset
 from framework.data.roles import Roles
 from framework.data.split import folds, split
 from framework.errors import UserError
+
+_NUMBERS = ("weights", "lengths")  # options of Data that are given per training sample
+_EACH = (*_NUMBERS, "balance")
 
 
 class Splits:
@@ -38,7 +46,8 @@ class Splits:
             stratify: ``"class"``, or the class of each sample: each part gets nearly the same share of every class.
             groups: group of each sample, all samples of which go to one part.
             seed: random seed of the split, apart from the run's.
-            **options: the other arguments of :class:`Data`.
+            **options: the other arguments of :class:`Data`; ``weights``, ``lengths`` and ``balance`` are given for
+                all samples, and divided with them: those of the training part count.
 
         Raises:
             UserError: see :func:`framework.data.split.split`.
@@ -50,11 +59,14 @@ class Splits:
             >>> data.samples("train"), data.samples("val"), data.samples("test")
             (8, 2, None)
         """
-        whole, classes = cls._whole(samples, stratify, options)
+        whole, classes, options = cls._whole(samples, stratify, options, "split")
         chosen = split(length_of(whole), fractions, stratify=classes, groups=groups, seed=seed)
         if len(chosen) > 3:
-            raise UserError(f"Data.split(fractions={fractions!r}): there are training, validation and test part only")
-        return cls(*(subset(whole, indices) for indices in chosen), **options)
+            raise UserError(
+                f"Data.split(fractions=...): received {len(chosen)} shares; there are training, validation and test"
+                " part only"
+            )
+        return cls(*(subset(whole, indices) for indices in chosen), **_chosen(options, chosen[0]))
 
     @classmethod
     def folds(
@@ -70,19 +82,36 @@ class Splits:
             stratify: ``"class"``, or the class of each sample: each fold gets nearly the same share of every class.
             groups: group of each sample, all samples of which go to one fold.
             seed: random seed of the folds, apart from the run's.
-            **options: the other arguments of :class:`Data`.
+            **options: the other arguments of :class:`Data`; ``weights``, ``lengths`` and ``balance`` are given for
+                all samples, and divided with them: those of the training part count.
 
         Raises:
             UserError: see :func:`framework.data.split.folds`.
         """
-        whole, classes = cls._whole(samples, stratify, options)
+        whole, classes, options = cls._whole(samples, stratify, options, "folds")
         chosen = folds(length_of(whole), k, stratify=classes, groups=groups, seed=seed)
-        return [cls(subset(whole, rest), subset(whole, fold), **options) for rest, fold in chosen]
+        return [cls(subset(whole, rest), subset(whole, fold), **_chosen(options, rest)) for rest, fold in chosen]
 
     @classmethod
-    def _whole(cls, samples: Any, stratify: Any, options: Mapping[str, Any]) -> tuple[Part, Any]:
+    def _whole(
+        cls, samples: Any, stratify: Any, options: Mapping[str, Any], who: str
+    ) -> tuple[Part, Any, dict[str, Any]]:
+        """Return the samples, their classes, and the options with numbers and classes per sample as tensors."""
+        if is_ready(samples) or isinstance(samples, IterableDataset) or is_datamodule(samples):
+            raise UserError(
+                f"Data.{who}: needs samples that can be counted and chosen; a {type(samples).__name__} only yields them"
+            )
         whole = checked("train", samples, formats=options.get("collate") is None)
-        if is_ready(whole):
-            raise UserError(f"Data.split, Data.folds: need samples; a {type(samples).__name__} yields batches")
-        roles = Roles(options.get("input"), options.get("target"), options.get("weight"))
-        return whole, labels_of(whole, stratify, roles) if isinstance(stratify, str) else stratify
+        roles, length = Roles(options.get("input"), options.get("target"), options.get("weight")), length_of(whole)
+        each = {name: per_sample(name, options[name], length) for name in _NUMBERS if options.get(name) is not None}
+        if not isinstance(options.get("balance"), str | None):
+            each["balance"] = labels_of(whole, options["balance"], roles, "Data(balance")
+        classes = labels_of(whole, stratify, roles, f"Data.{who}(stratify") if isinstance(stratify, str) else stratify
+        return whole, classes, {**options, **each}
+
+
+def _chosen(options: Mapping[str, Any], train: Any) -> dict[str, Any]:
+    """Return the options with what is given per sample for the samples of the training part only."""
+    rows = torch.as_tensor(train)
+    own = {name: options[name][rows] for name in _EACH if isinstance(options.get(name), Tensor)}
+    return {**options, **own}

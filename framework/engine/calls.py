@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from framework.data.roles import TARGETS
 from framework.data.trees import fields_of, items_of
+from framework.errors import UserError, brief, tally
 
 _PREDICTIONS = ("prediction", "predictions", "logits", "out", "output", "outputs", "preds", "pred", "y_hat")
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -19,7 +20,7 @@ class Call:
     """The arguments that a network's ``forward`` takes.
 
     A tuple of n inputs is given as n arguments if ``forward`` takes that many, and a mapping by name if its keys are
-    names of parameters; otherwise they are one argument.
+    names of parameters; otherwise they are one argument, unless ``forward`` requires several.
 
     Args:
         network: the network.
@@ -32,35 +33,93 @@ class Call:
             parameters = []
         kinds = {one.kind for one in parameters}
         self._positions = sum(one.kind in _BY_POSITION for one in parameters)
-        self._required = sum(one.kind in _BY_POSITION and one.default is one.empty for one in parameters)
+        needed = [one.name for one in parameters if one.kind in _BY_POSITION and one.default is one.empty]
+        self._required = tuple(needed)
+        self._who = type(network).__name__
+        self._named: dict[Any, bool] = {}
         self._any_number = inspect.Parameter.VAR_POSITIONAL in kinds
         self._any_name = inspect.Parameter.VAR_KEYWORD in kinds
         self.names = [one.name for one in parameters if one.kind in (*_BY_POSITION, inspect.Parameter.KEYWORD_ONLY)]
 
     def arguments(self, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the positional and the named arguments for an input."""
-        if type(x) is tuple and len(x) > 1:
-            if self._any_number or len(x) <= self._positions:
-                return tuple(x), {}
-        elif isinstance(x, Mapping) and x and all(isinstance(key, str) for key in x):
-            known = [key in self.names for key in x]
-            if all(known) or (self._any_name and (any(known) or not self.names)):
-                return (), dict(x)
-        return (x,), {}
+        """Return the positional and the named arguments for an input.
+
+        Raises:
+            UserError: if ``forward`` can take the input in no way.
+        """
+        return self._bound(x, self._required)
 
     def with_target(self, x: Any, target: Any) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Return the arguments for an input and a target, None if ``forward`` takes no target beside this input."""
-        args, named = self.arguments(x)
+        """Return the arguments for an input and a target, None if ``forward`` takes no target beside this input.
+
+        Raises:
+            UserError: if ``forward`` can take the input in no way.
+        """
+        named_so = any(name in TARGETS for name in self.names)
+        inputs = tuple(name for name in self._required if name not in TARGETS) if named_so else self._required[:-1]
+        args, named = self._bound(x, inputs)
         name = next((name for name in TARGETS if name in self.names[len(args) :]), None)
         if name is not None:
             return args, {**named, name: target}
-        if self._any_number or (args and len(args) < self._positions and len(args) < max(self._required, 2)):
+        if self._any_number or (args and len(args) < self._positions and len(args) < max(len(self._required), 2)):
             return (*args, target), named
         return None
+
+    def _bound(self, x: Any, required: tuple[str, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if type(x) is tuple and len(x) > 1:
+            if self._any_number or len(required) <= len(x) <= self._positions:
+                return tuple(x), {}
+            if len(required) > 1:
+                raise UserError(
+                    f"{self._who}.forward takes {self.describe()}, and the batch gives {len(x)} inputs; name them by"
+                    " Data(input={parameter: key})"
+                )
+        elif isinstance(x, Mapping) and x:
+            case = (tuple(x), required)
+            if case not in self._named:
+                self._named[case] = self._by_name(*case)
+            if self._named[case]:
+                return (), dict(x)
+        return (x,), {}
+
+    def _by_name(self, keys: tuple[Any, ...], required: tuple[str, ...]) -> bool:
+        """Return whether a mapping with such keys is given by name, False if it is one argument."""
+        known = [key for key in keys if isinstance(key, str) and key in self.names]
+        if all(isinstance(key, str) for key in keys):
+            others = self._any_name and bool(known or not self.names)
+            if (len(known) == len(keys) or others) and set(required) <= set(keys):
+                return True
+        meant = len(self.names) > 1 and bool(known) and set(required) <= set(known)
+        if len(required) < 2 and not meant:
+            return False  # the mapping itself may be what forward takes
+        unknown = [brief(key) for key in keys if key not in known and not (self._any_name and isinstance(key, str))]
+        missing = [name for name in required if name not in known]
+        wrong = f"no parameter {', '.join(unknown[:3])}" if unknown else f"nothing for {', '.join(missing)}"
+        raise UserError(
+            f"{self._who}.forward takes {self.describe()}, and the batch gives {tally(map(brief, keys), 6)}: {wrong};"
+            " name the inputs by Data(input={parameter: key})"
+        )
 
     def describe(self) -> str:
         """Return the names of the parameters, as text."""
         return ", ".join(self.names) or "no argument"
+
+
+def in_words(value: Any) -> str:
+    """Return what a value is, as text: its kind, and what it holds.
+
+    Example:
+        >>> in_words((1, 2)), in_words({"a": 1}), in_words(None)
+        ('a tuple of 2 (int (2 times))', "a dict with 'a'", 'None')
+    """
+    if value is None or isinstance(value, Tensor):
+        return brief(value)
+    kind = type(value).__name__
+    if names := [key for key, _ in items_of_fields(value)] if isinstance(value, Mapping) else list(fields_of(value)):
+        return f"a {kind} with {tally(map(brief, names), 6)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {kind} of {len(value)} ({tally(type(one).__name__ for one in value)})"
+    return f"a {kind}"
 
 
 def prediction_of(output: Any) -> Any:

@@ -182,15 +182,10 @@ class Gradient:
             outcome = self._forward(batch)
             if outcome.loss is not None and size:
                 total = self._total(outcome.loss, outcome, size, ratio, raw)
-            elif self._sharded:
-                raise UserError(
-                    f"step {step.index}: a batch cannot be skipped (a loss of None) if parameters are sharded across"
-                    " ranks, which wait for one another; use strategy='ddp', or return a loss of 0 that has a graph"
-                )
-            elif self._wrapper is None:
+            elif (zeros := self._left_out(outcome)) is None:
                 return None
-            else:  # zeros with a graph: the other ranks wait for this rank's gradient
-                total = torch.stack([p.sum() for p in objective.parameters() if p.requires_grad]).sum() * 0.0
+            else:
+                total = zeros
             if share != 1.0:
                 total = total * share
             self._backward(total)
@@ -201,6 +196,20 @@ class Gradient:
                 objective.edits.undo()
         self._recorder.see(outcome)
         return total.detach()
+
+    def _left_out(self, outcome: Outcome) -> Tensor | None:
+        """Return what takes the place of J in a micro-batch without a loss: zeros where other ranks wait, else None."""
+        step = self._objective.at
+        if not step.again:
+            self._recorder.uncounted.see("train", outcome.loss)
+        if self._sharded:
+            raise UserError(
+                f"step {step.index}: a batch cannot be skipped (a loss of None) if parameters are sharded across"
+                " ranks, which wait for one another; use strategy='ddp', or return a loss of 0 that has a graph"
+            )
+        if self._wrapper is None:
+            return None
+        return torch.stack([p.sum() for p in self._objective.parameters() if p.requires_grad]).sum() * 0.0
 
     def _total(self, loss: Tensor, outcome: Outcome, size: float, ratio: float, raw: Any) -> Tensor:
         """Return J plus the plugins' terms, after checking them and adding them to the recorder.

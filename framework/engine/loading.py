@@ -58,6 +58,7 @@ class Loading(Objective):
         if self._overfits:
             del loader.sampler  # without a sampler Lightning repeats the order of the first epoch in all epochs
         if isinstance(loader, WindowLoader):
+            loader.check_length()
             self.place.put(loader)
         self._loaders["train"] = loader
         return loader

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from framework.data.batch import has_target, input_of, size_of, target_of, weight_of
+from framework.data.data import Data
+from framework.data.listed import hint_of
 from framework.data.means import counted, is_elementwise, may_be_uneven, total_weight, weighted_mean, why_not_alike
 from framework.data.mixed import MixedTarget, clean_target, loss_of
 from framework.data.outcome import Outcome
 from framework.data.trees import fields_of
-from framework.engine.calls import Call, losses_of, prediction_of
+from framework.engine.calls import Call, in_words, losses_of, prediction_of
 from framework.errors import UserError
 
 
@@ -24,10 +26,14 @@ class Loss:
         loss: the recipe's ``loss(prediction, target)``; None if the network returns its own loss.
         model: the network, whose ``forward`` is called with the batch's input.
         who: the name of the core's class, for errors.
+        data: the recipe's data, for errors.
     """
 
-    def __init__(self, loss: Callable[[Any, Any], Tensor] | None, model: nn.Module, who: str) -> None:
+    def __init__(
+        self, loss: Callable[[Any, Any], Tensor] | None, model: nn.Module, who: str, data: Data | None = None
+    ) -> None:
         self._loss, self._who = loss, who
+        self._hint = "" if data is None else hint_of(data.train)
         self._network = type(model).__name__
         self._compares_shapes = is_elementwise(loss)
         function = getattr(loss, "func", loss)
@@ -62,10 +68,30 @@ class Loss:
         if loss is None:
             raise UserError(f"{self._who} has no loss: give Recipe(loss=...), or override compute_loss in a subclass")
         if self._compares_shapes and (problem := why_not_alike(prediction, target)):
-            raise UserError(f"{problem}: give both the same shape, such as y[:, None]")
-        if weight is None:
-            return loss_of(loss, prediction, target)
-        return loss_of(lambda output, one: weighted_mean(loss, output, one, weight)[0], prediction, target)
+            raise UserError(f"{problem}: give both the same shape, such as y[:, None]{self._hint}")
+        try:
+            if weight is None:
+                return loss_of(loss, prediction, target)
+            return loss_of(lambda output, one: weighted_mean(loss, output, one, weight)[0], prediction, target)
+        except (TypeError, AttributeError) as error:  # afterwards, to save every step the check
+            if self._takes_tensors and (problem := self._no_tensor(prediction, clean_target(target))):
+                raise UserError(problem) from error
+            raise
+
+    def _no_tensor(self, prediction: Any, target: Any) -> str:
+        """Return what is no tensor, though torch's losses take only tensors; empty if both are."""
+        name = getattr(self._loss, "__name__", type(self._loss).__name__)
+        if not isinstance(prediction, Tensor):
+            return (
+                f"{self._network} returned {in_words(prediction)}, and the loss {name} takes a tensor: return the"
+                " prediction alone or as the entry 'logits' of a mapping, or give Recipe(loss=...) that takes it apart"
+            )
+        if not isinstance(target, Tensor):
+            return (
+                f"the target is {in_words(target)}, and the loss {name} takes a tensor: name the target by"
+                " Data(target=...), or give Recipe(loss=...) that takes it apart"
+            )
+        return ""
 
     def count(self, batch: Any) -> int | Tensor:
         """Return what J of a batch divides by: its samples, or the weights that count."""

@@ -11,22 +11,33 @@ from typing import Any
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from framework.data.listed import hint_of
+from framework.engine.calls import in_words
+
 _Explain = Callable[[re.Match[str], str, str], str]
 
 
-def explain_mistake(model: nn.Module, error: BaseException) -> str | None:
+def explain_mistake(model: nn.Module, error: BaseException, part: Any = None) -> str | None:
     """Return one line on an error of torch's that a mistake in data or shapes causes, None if it is another one.
 
     Args:
         model: the network, whose layers are named.
         error: the error, with the traceback of the call that raised it.
+        part: the training part of the data, None if it is not known.
     """
-    if isinstance(error, IndexError | ValueError | RuntimeError | TypeError):
+    kinds = IndexError | ValueError | RuntimeError | TypeError
+    if isinstance(error, kinds) or (isinstance(error, AttributeError) and _in_torch(error)):
         for pattern, explain in _MISTAKES:
             if found := re.search(pattern, str(error)):
                 where, given = _where(model, error)
-                return explain(found, where, given)
+                return explain(found, where, given) + (hint_of(part) if explain in _OF_SHAPES else "")
     return None
+
+
+def _in_torch(error: BaseException) -> bool:
+    """Return whether an error was raised in torch's own code, as a layer or loss that is given no tensor does."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("torch.")
 
 
 def _where(model: nn.Module, error: BaseException) -> tuple[str, str]:
@@ -43,10 +54,12 @@ def _where(model: nn.Module, error: BaseException) -> tuple[str, str]:
                 where = f"the loss ({type(who).__name__})"
         if isinstance(who, LightningModule) and frame.f_code.co_name == "data_loss":
             where = "the loss"
+        if isinstance(who, LightningModule) and frame.f_code.co_name == "forward":
+            given = f"the input is {in_words(frame.f_locals.get('x'))}"
         tensors = {k: v for k, v in frame.f_locals.items() if isinstance(v, Tensor)}
         if tensors and where != "":
-            given = ", ".join(f"{name} {_shape(tensor)}" for name, tensor in list(tensors.items())[:3])
-    return where, f" (with {given})" if given else ""
+            given = "with " + ", ".join(f"{name} {_shape(tensor)}" for name, tensor in list(tensors.items())[:3])
+    return where, f" ({given})" if given else ""
 
 
 def _shape(tensor: Tensor) -> str:
@@ -122,6 +135,40 @@ def _lazy(found: re.Match[str], where: str, given: str) -> str:
     )
 
 
+def _dimensions(found: re.Match[str], where: str, given: str) -> str:
+    return f"{where} was given a tensor of another number of dimensions than it takes: {found[0]}{given}"
+
+
+def _class_places(found: re.Match[str], where: str, given: str) -> str:
+    return (
+        f"{where} was given a prediction and a target that do not fit{given}: {found[0]}; the classes of a prediction"
+        " are its dimension 1, (samples, classes, ...), and the target has all of its others"
+    )
+
+
+def _ragged(found: re.Match[str], where: str, given: str) -> str:
+    return (
+        f"samples of unequal shapes, [{found[1]}] and [{found[2]}], do not make a batch: give Data(collate=...) that"
+        " pads them"
+    )
+
+
+def _no_tensor(found: re.Match[str], where: str, given: str) -> str:
+    advice = "name what the network takes by Data(input=key) or Data(input={parameter: key})"
+    if where.startswith("the loss"):
+        advice = "give the loss the prediction alone, and name the target by Data(target=key)"
+    kind = "None" if found[1] == "NoneType" else f"a {found[1]}"
+    return f"{where} was given {kind} in place of a tensor{given}: {advice}"
+
+
+def _call(found: re.Match[str], where: str, given: str) -> str:
+    return (
+        f"{where} was not called with what its forward takes ({found[1]}){given}: give the network its inputs by"
+        " Data(input={parameter: key}), or call the layer with all that it takes"
+    )
+
+
+_OF_SHAPES = (_width, _channels, _target_shape, _dimensions, _class_places, _ragged)
 _MISTAKES: tuple[tuple[str, _Explain], ...] = (
     (r"Expected more than 1 (?:value|spatial element)", _one_sample),
     (r"mat1 and mat2 shapes cannot be multiplied \((\d+)x(\d+) and (\d+)x(\d+)\)", _width),
@@ -140,5 +187,11 @@ _MISTAKES: tuple[tuple[str, _Explain], ...] = (
     (r"Found dtype Long but expected \w+", _target_type),
     (r"Target size \([^)]*\)\) must be the same as input size \([^)]*\)\)", _target_shape),
     (r"Expected input batch_size \(\d+\) to match target batch_size \(\d+\)", _target_shape),
+    (r"Expected target size \[[^]]*\], got \[[^]]*\]", _class_places),
+    (r"[Ee]xpected \dD .{0,60}(?:got input of size: \[[^]]*\]|\(got \dD input\))", _dimensions),
+    (r"stack expects each tensor to be equal size, but got \[([^]]*)\] at entry \d+ and \[([^]]*)\]", _ragged),
+    (r"argument '\w+' \(position \d+\) must be Tensor, not (\w+)", _no_tensor),
+    (r"'(tuple|list|dict|NoneType|float|int|str)' object has no attribute '\w+'", _no_tensor),
+    (r"forward\(\) ((?:missing|got an unexpected|takes) .*)", _call),
     (r"Attempted to use an uninitialized parameter", _lazy),
 )

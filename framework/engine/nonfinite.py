@@ -11,14 +11,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from framework.data.batch import input_of, size_of, target_of
+from framework.data.batch import input_of, size_of, target_of, third_of
 from framework.data.loaders import TrainLoader
-from framework.data.mixed import MixedTarget
+from framework.data.means import total_weight
+from framework.data.mixed import MixedTarget, clean_target
 from framework.engine.forward import Forward
 from framework.engine.objective import Objective
 from framework.errors import NonFiniteError, UserError
 from framework.ops.finite import finite_weights
 from framework.ops.shards import is_sharded
+
+_PARTS: dict[str, Callable[[Any], Any]] = {"input": input_of, "target": target_of, "weight": third_of}
+_DATA = "correct the data, or go on without such batches (--on-nonfinite skip)"
 
 
 def explain_nonfinite(
@@ -38,12 +42,14 @@ def explain_nonfinite(
     """
     name = next((tag for tag, term in terms.items() if not torch.isfinite(term).all()), "objective")
     value = terms.get(name, total).item()
-    causes = [cause for cause in (_weight(objective), *_in_batch(objective, raw)) if cause]
+    data = list(_in_data(objective, raw))
+    causes = [cause for cause in (_weight(objective), *(data or _in_transforms(objective, raw))) if cause]
     if name == "loss" and (layer := _layer(objective, forward, has_cause=bool(causes))):
         causes.append(layer)
     subject = {"loss": "the loss", "objective": "the sum of loss and terms"}.get(name, name)
     reason = f": {', and '.join(causes)}" if causes else ""
-    return f"step {objective.at.index}: {subject} is {value}{reason}; {NonFiniteError.ADVICE}"
+    advice = _DATA if data and causes[0] == data[0] else NonFiniteError.ADVICE
+    return f"step {objective.at.index}: {subject} is {value}{reason}; {advice}"
 
 
 def explain_evaluation(objective: Objective, stage: str, batch: Any, loss: Tensor) -> str:
@@ -56,7 +62,7 @@ def explain_evaluation(objective: Objective, stage: str, batch: Any, loss: Tenso
         loss: its loss.
     """
     causes = [f"the weight {name!r} is not finite"] if (name := finite_weights(objective.model)) else []
-    for part, read in (("input", input_of), ("target", target_of)):
+    for part, read in _PARTS.items():
         row = _bad_row(_part(batch, read))
         if row is not None:
             causes.append(f"the {part} of row {row} of its batch is not finite")
@@ -79,13 +85,20 @@ def _weight(objective: Objective) -> str:
     return f"{name!r} is not finite since an earlier update"
 
 
-def _in_batch(objective: Objective, raw: Any) -> Iterator[str]:
-    """Yield a clause on a batch that is not finite: from the loader, or after the first plugin that caused it."""
-    for part, read in (("input", input_of), ("target", target_of)):
+def _in_data(objective: Objective, raw: Any) -> Iterator[str]:
+    """Yield a clause on a batch of the loader's that is not finite, or has no target that counts."""
+    for part, read in _PARTS.items():
         row = _bad_row(_part(raw, read))
         if row is not None:
             yield f"the {part} of {_sample(objective, raw, row)} is not finite"
             return
+    total = total_weight(objective.loss, clean_target(_part(raw, target_of)))
+    if total is not None and not total:
+        yield f"no target of micro-batch {objective.at.micro} counts: all are ignored, or of classes of weight 0"
+
+
+def _in_transforms(objective: Objective, raw: Any) -> Iterator[str]:
+    """Yield a clause on a batch that is not finite after a plugin's transform."""
     if objective.at.batch is None or _bad_row(_part(objective.at.batch, input_of)) is None:
         return
     batch = raw

@@ -77,7 +77,7 @@ class Objective(pl.LightningModule):
         self.seed = seed
         self.loss = loss
         object.__setattr__(self, "_network", model)
-        self._losses = Loss(loss, model, type(self).__name__)
+        self._losses = Loss(loss, model, type(self).__name__, data)
         materialize(self, data, model)
         self.model = self.answers.prepare(model, seed)
         self.edits = WeightEdits()
@@ -248,7 +248,7 @@ class Objective(pl.LightningModule):
 
     def training_batches(self, limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` training batches on the device, the same on every rank; training is unaffected."""
-        data = dataclasses.replace(self._data, workers=0)
+        data = self._data if self._data.is_ready("train") else dataclasses.replace(self._data, workers=0)
         windows = data.train_loader(seed=self.seed, transforms=self._sample_transforms)
         windows.set_epoch(self.at.epoch)
         with windows.aside() as batches:

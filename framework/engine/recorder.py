@@ -17,7 +17,7 @@ from framework.engine.meter import Meter, scalars
 from framework.engine.metrics import check_number, check_records, check_terms, restore_metric, state_of_metric
 from framework.engine.nonfinite import explain_evaluation
 from framework.engine.objective import Objective
-from framework.errors import NonFiniteError
+from framework.engine.uncounted import Uncounted, check_epoch, terms_in_words
 from framework.plugin.step import Step
 
 _STAGES = ("train", "val", "test")
@@ -42,6 +42,7 @@ class Recorder:
     Attributes:
         latest: the last value of each tag, as a number.
         history: one entry per validation, and one per epoch without one at its end; see :attr:`kept`.
+        uncounted: counts the batches without a loss.
     """
 
     def __init__(self, objective: Objective, metrics: Mapping[str, Metric], monitor: str, mode: str) -> None:
@@ -55,6 +56,7 @@ class Recorder:
         self._log_every = 0
         self._pending: list[tuple[Mapping[str, Tensor], float] | Outcome] | None = None
         self.validated = self._told = False
+        self.uncounted = Uncounted()
         self.latest: dict[str, float] = {}
         self.history: list[Entry] = []
 
@@ -166,14 +168,7 @@ class Recorder:
         """Publish the epoch's means and metrics to callbacks, and metrics and the generalization gap to the loggers."""
         self._read()
         step = self._objective.at
-        if step.skipped and "loss" not in self._epoch:
-            raise NonFiniteError(
-                f"epoch {step.epoch}: no step of it was finite, {step.skipped} were skipped so far; lower the learning"
-                " rate, or check the data"
-            )
-        for tag, (total, _) in self._epoch.items():  # on an accelerator, single steps are not checked
-            if not math.isfinite(total):
-                raise NonFiniteError(f"epoch {step.epoch}: {tag} is {total}; {NonFiniteError.ADVICE}")
+        check_epoch(self._epoch, step.epoch, step.skipped, self.uncounted)
         self._show()
         metrics = self._compute("train")
         self.log(metrics)
@@ -195,7 +190,9 @@ class Recorder:
         outcome = Outcome.of(objective.compute_loss(batch), {"val": "validation"}.get(stage, stage))
         check_terms(outcome.terms, self._metrics[stage])
         size = 0.0 if outcome.loss is None else float(objective.count(batch))
-        if outcome.loss is not None and size:  # the mean of a batch in which nothing counts is 0 / 0
+        if outcome.loss is None or not size:  # the mean of a batch in which nothing counts is 0 / 0
+            self.uncounted.see(stage, outcome.loss)
+        else:
             if outcome.loss.device.type == "cpu" and not self._told and not math.isfinite(outcome.loss.item()):
                 self._told = True
                 warnings.warn(explain_evaluation(objective, stage, batch, outcome.loss), stacklevel=2)
@@ -208,6 +205,9 @@ class Recorder:
     def end_evaluation(self, stage: str) -> dict[str, float]:
         """Reduce J and metrics of a stage over ranks, publish them to callbacks and loggers, and return them by tag."""
         means = self._meters[stage].means(over_ranks=self._objective.trainer.world_size > 1)[0]
+        self.uncounted.close(stage, counted="loss" in means)
+        if words := terms_in_words(stage, means):
+            warnings.warn(words, stacklevel=2)
         metrics = {f"{stage}/{tag}": mean for tag, mean in means.items()} | self._compute(stage)
         if self.publish(stage, metrics):
             self.log(metrics)

@@ -34,7 +34,8 @@ def faults(core: Core) -> Iterator[None]:
     except Exception as error:
         if (message := _death_of_worker(error, core)) is not None:
             raise UserError(message) from error
-        if name_plugin(error) is None and (line := explain_mistake(core.model, error)) is not None:
+        part = None if core.data is None else core.data.train
+        if name_plugin(error) is None and (line := explain_mistake(core.model, error, part)) is not None:
             raise Mistake(f"{step_of(error.__traceback__)}{line}") from error
         raise
 

@@ -67,11 +67,21 @@ def test_a_list_of_tensors_is_taken_as_a_tuple() -> None:
     [
         ({"train": ()}, "train=.*tuple must hold tensors.*received none"),
         ({"train": (np.zeros(3),)}, "train=.*received ndarray"),
-        ({"train": (torch.zeros(3), torch.zeros(4))}, r"same first dimension; received \[3, 4\]"),
+        ({"train": (torch.zeros(3), torch.zeros(4))}, "same first dimension; received 3, 4$"),
         ({"train": (torch.zeros(0),)}, "train=.*no samples"),
         ({"train": object()}, "must be tensors, a data set .*; received object"),
         ({"train": torch.zeros(3)}, r"train=.*a single tensor.*\(x,\)"),
-        ({"train": (torch.tensor(1.0),)}, "train=.*first dimension.*received a number"),
+        ({"train": (torch.tensor(1.0),)}, "train=.*first dimension.*received a tensor without dimensions$"),
+        ({"train": (torch.zeros(3, 2), np.zeros(3))}, "received ndarray$"),
+        ({"train": (torch.zeros(999), [0] * 999)}, r"received int \(999 times\)$"),
+        ({"train": (torch.zeros(3), [1, "a", 2.0, None, torch.tensor(1)])}, "received int, str, float and 2 others$"),
+        (
+            {"train": (torch.zeros(3), [torch.zeros(n) for n in range(3, 90)])},
+            r"received 3 \(2 times\), 4, 5 and 84 others",
+        ),
+        ({"train": (torch.zeros(3),), "batch_size": torch.zeros(99, 2)}, r"batch_size=<Tensor of shape \(99, 2\)>\)"),
+        ({"train": (torch.zeros(3),), "input": torch.zeros(99, 2)}, r"input=<Tensor of shape \(99, 2\)>\)"),
+        ({"train": (torch.zeros(3),), "input": [torch.zeros(99)]}, r"input=\[tensor.{0,70}\.\.\.\): must be a key"),
         ({"train": (torch.zeros(3),), "val": Squares(0)}, "val=.*no samples"),
         ({"train": (torch.zeros(3),), "batch_size": 0}, "batch_size=0.*>= 1"),
         ({"train": (torch.zeros(3),), "batch_size": True}, "batch_size=True"),
@@ -81,8 +91,9 @@ def test_a_list_of_tensors_is_taken_as_a_tuple() -> None:
     ],
 )
 def test_mistakes_are_reported(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words) as caught:
         Data(**arguments)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_a_part_that_is_not_there() -> None:

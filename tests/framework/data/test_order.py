@@ -55,7 +55,7 @@ def test_classes_in_balance(balance: Any) -> None:
 
 def test_labels_of_a_data_set() -> None:
     samples = TensorDataset(X, Y)
-    with pytest.raises(UserError, match="without reading all samples; give Data"):
+    with pytest.raises(UserError, match="without reading all of its samples; give Data"):
         Data(samples, balance="class")
     samples.targets = Y.tolist()  # as torchvision's have them
     assert len(epoch(Data(samples, balance="class", batch_size=16))) == 4

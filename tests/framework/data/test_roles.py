@@ -92,3 +92,9 @@ def test_declarations_that_name_no_part(given: dict[str, Any]) -> None:
 def test_a_declared_part_that_is_not_there(batch: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         Roles("pixels")(batch)
+
+
+def test_any_key_can_be_declared_within_a_mapping() -> None:
+    batch = {("a", 1): 1, 2: 2, "y": 3}
+    assert Roles({"left": ("a", 1), "right": 2}, "y")(batch) == {"input": {"left": 1, "right": 2}, "target": 3}
+    assert Roles([("a", 1), 2])(batch)["input"] == (1, 2)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from sklearn.model_selection import train_test_split
 
 from framework import UserError
@@ -61,3 +64,15 @@ def test_each_sample_is_in_one_fold() -> None:
 def test_what_cannot_be_divided(call: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("fractions", [0.2, "ab", (0.5, None), torch.ones(99) / 3, (0.5, float("nan"))])
+def test_shares_that_are_none(fractions: Any) -> None:
+    with pytest.raises(UserError, match=r"^split\(fractions=.{3,85}\): must be two or more numbers above 0"):
+        split(10, fractions)
+
+
+@pytest.mark.parametrize("k", [1, 2.5, "3", None, True])
+def test_numbers_of_folds_that_are_none(k: Any) -> None:
+    with pytest.raises(UserError, match=r"^folds\(k=.*\): must be a whole number of 2 or more"):
+        folds(10, k)

@@ -201,11 +201,9 @@ def test_edits_are_undone_where_the_network_fails(
 ) -> None:
     core = core_of(Shake(), kind=type("Broken", (Fails,), {"error": error}))
     before = weights(core).clone()
-    if error is None:
+    ends = {KeyboardInterrupt: SystemExit, None: UserError}  # an epoch in which all batches are skipped ends the run
+    with pytest.raises(ends.get(error, error)):  # type: ignore[arg-type]
         train(core)
-    else:
-        with pytest.raises(SystemExit if error is KeyboardInterrupt else error):
-            train(core)
     assert torch.equal(weights(core), before)
 
 

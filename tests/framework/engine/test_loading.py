@@ -17,6 +17,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 import framework
 from framework import Data, Interrupted, Recipe, Run, UserError, fit
+from framework.data.parts import is_ready
 from plugins.hidden_noise import HiddenNoise
 from plugins.optimizer import Optimizer
 from plugins.weight_average import WeightAverage
@@ -121,7 +122,10 @@ def trained(
     train: Any, *plugins: Any, logs: Any = None, options: Any = None, epochs: int = 3, norm: bool = True, **more: Any
 ) -> Run:
     keys = {key: more.pop(key) for key in ("seed", "resume", "weights") if key in more}
-    given = {"batch_size": 8, "val": None if isinstance(train, Module) else (X, Y), **more}
+    given = {"val": None if isinstance(train, Module) else (X, Y), **more}
+    parts = (train, given["val"], given.get("test"))
+    if not all(part is None or isinstance(part, Module) or is_ready(part) for part in parts):
+        given = {"batch_size": 8, **given}
     trainer = {"max_epochs": epochs, "enable_progress_bar": False, "accumulate_grad_batches": 2, **(options or {})}
     plugins = (Optimizer("SGD", lr=0.1), *plugins)
     net = Net(
@@ -201,9 +205,9 @@ class Empty(IterableDataset[Any]):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ({"train": Empty()}, "DataLoader yielded no batch; give at least one"),
+        ({"train": Empty()}, "Empty yielded no batch; give at least one"),
         ({"train": [], "val": None}, r"Data\(train=...\): has no samples"),
-        ({"train": (X, Y), "val": Empty()}, r"Data\(val=...\): DataLoader yielded no batch"),
+        ({"train": (X, Y), "val": Empty()}, r"Data\(val=...\): Empty yielded no batch"),
         ({"train": [torch.zeros(()), torch.zeros(())]}, "a tuple must hold tensors whose first dimension"),
         ({"train": [{"text": "a"}, {"text": "b"}]}, "a batch must hold a tensor with one row per sample"),
         ({"train": shuffled(), "balance": "class"}, "balance=...\\): a loader draws its own samples"),

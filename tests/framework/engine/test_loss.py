@@ -246,9 +246,49 @@ def test_terms_do_not_take_the_names_of_others() -> None:
         trained((X, Y), linear(), None, core=type("Other", (Named,), {"name": "acc"}), metrics=metrics)
 
 
-@pytest.mark.parametrize("bad", [-0.5, float("nan")])
+@pytest.mark.parametrize("bad", [-0.5, float("nan"), float("inf")])
 def test_weights_are_not_negative(bad: float) -> None:
     weight = torch.ones(30)
     weight[4] = bad
-    with pytest.raises(UserError, match="numbers of 0 or more; some are negative or nan"):
+    with pytest.raises(UserError, match=rf"finite numbers of 0 or more; that of row \d+ is {bad}: correct"):
         trained((X, Y, weight), linear(), F.cross_entropy)
+
+
+class Gives(nn.Module):
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.layer, self.make = linear(), make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(self.layer(x))
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), F.cross_entropy, nn.MSELoss(), F.smooth_l1_loss])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda z: (z, z), r"a tuple of 2 \(Tensor \(2 times\)\)"),
+        (lambda z: [z, None], r"a list of 2 \(Tensor, NoneType\)"),
+        (lambda z: {"foo": z, "bar": z}, "a dict with 'foo', 'bar'"),
+        (lambda z: {0: z, ("a", 1): z}, r"a dict with 0, \('a', 1\)"),
+        (lambda z: None, "None"),
+        (lambda z: 1.5, "a float"),
+    ],
+)
+def test_outputs_that_torchs_losses_do_not_take(make: Any, words: str, loss: Any) -> None:
+    y = Y if loss in (F.cross_entropy,) or isinstance(loss, nn.CrossEntropyLoss) else F.one_hot(Y, 3).float()
+    name = getattr(loss, "__name__", type(loss).__name__)
+    for train in ((X, y), (X, y, W)):
+        with pytest.raises(UserError, match=rf"^Gives returned {words}, and the loss {name} takes a tensor: return"):
+            trained(train, Gives(make), loss)
+
+
+def test_targets_that_torchs_losses_do_not_take() -> None:
+    for loss, name in ((nn.MSELoss(), "MSELoss"), (F.cross_entropy, "cross_entropy")):
+        with pytest.raises(UserError, match=rf"^the target is a dict with 'a', and the loss {name} takes a tensor"):
+            trained((X, {"a": Y}), linear(), loss)
+
+
+def test_errors_of_torchs_losses_on_tensors_stay() -> None:
+    with pytest.raises(UserError, match="the loss was given a target of the wrong type"):
+        trained((X, Y.float()), linear(), F.cross_entropy)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -65,3 +66,53 @@ def test_other_errors_stay_as_they_are() -> None:
     with pytest.raises(RuntimeError, match="a matter of its own"):
         fit(Recipe(nn.Sequential(nn.Linear(3, 1), Own()), Data((X, X)), F.mse_loss, trainer=OPTIONS), logs=None)
     assert explain_mistake(nn.Linear(1, 1), KeyError("Target 5 is out of bounds")) is None
+
+
+LINEAR = functools.partial(nn.Linear, 3, 3)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = LINEAR()
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return self.layer(left + right)
+
+
+def both(prediction: Any, target: Any) -> Any:
+    return F.cross_entropy(prediction, target)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "loss", "words"),
+    [
+        (LINEAR(), {0: X, 1: CLASSES, "y": CLASSES}, both, r"network \(Linear\) was given a dict .*a dict with 0, 1\)"),
+        (LINEAR(), {("a", 1): X, 2: X, "y": CLASSES}, both, r"was given a dict .*with \('a', 1\), 2\): name what"),
+        (
+            nn.Sequential(nn.Flatten(), LINEAR()),
+            {0: X, 1: X, "y": CLASSES},
+            both,
+            "'0' .Flatten. was given a dict",
+        ),
+        (
+            Pair(),
+            (X, CLASSES),
+            both,
+            r"network \(Pair\) was not called .*missing 1 .* 'right'\).*Data\(input={",
+        ),
+        (nn.Sequential(LINEAR(), Pair()), (X, CLASSES), both, r"layer '1' \(Pair\) was not called .* 'right'"),
+        (nn.LSTM(3, 3), (X, CLASSES), both, "the loss was given a tuple in place of a tensor"),
+        (LINEAR(), (X, {"a": CLASSES}), both, "the loss was given a dict in place of a tensor"),
+        (nn.LSTM(3, 3), (X, X), lambda one, other: F.mse_loss(one, other), "the loss was given a tuple in place of a"),
+    ],
+)
+def test_what_is_no_tensor_is_told(model: Any, train: Any, loss: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        fit(Recipe(model, Data(train, batch_size=4), loss, trainer=OPTIONS), logs=None)
+    assert "\n" not in str(caught.value)
+
+
+def test_attributes_that_the_users_own_code_misses_stay_as_they_are() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'size'"):
+        fit(Recipe(nn.LSTM(3, 3), Data((X, X)), lambda one, _: one.size().sum(), trainer=OPTIONS), logs=None)
