@@ -12,7 +12,7 @@ from pathlib import Path
 from framework.report.table import table
 from framework.tune.statistics import Comparison
 
-_LABEL = 36  # characters of a row's name in the picture
+_LABEL = 32  # characters of a row's name in the picture
 
 
 @dataclasses.dataclass(frozen=True)
