@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from framework.run.export import export
     from framework.run.fit import fit
     from framework.run.result import Interrupted, Run
+    from framework.run.soup import soup
 
 # albumentations looks for a newer release online when imported, and a recipe may import it before any plugin
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -50,6 +51,7 @@ _HOME = {
     "export": "run.export",
     "fit": "run.fit",
     "predict": "run.evaluate",
+    "soup": "run.soup",
     "test": "run.evaluate",
     "validate": "run.evaluate",
 }
@@ -75,6 +77,7 @@ __all__ = [
     "export",
     "fit",
     "predict",
+    "soup",
     "test",
     "validate",
 ]

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.errors import UserError
-from framework.ops.buffers import keep_buffers
 from framework.ops.shards import copy_into, laid_out_as, locals_of
 from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step
+from framework.plugin.running import estimate, norms_of, statistics_of
 from framework.ranges import Choices
 from framework.settings import PositiveInt, Probability
 
@@ -56,12 +56,6 @@ def equal_share(updates: int) -> float:
 def average_(averages: Sequence[Tensor], weights: Sequence[Tensor], share: float) -> None:
     """Interpolate averages in place towards the weights by a share."""
     torch._foreach_lerp_(locals_of(averages), locals_of(weights), share)
-
-
-def _keeps_statistics(layer: nn.Module) -> bool:
-    """Return whether a forward pass updates a layer's running statistics, which it does not if they are frozen."""
-    norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
-    return norm and layer.training and bool(layer.track_running_stats)
 
 
 class WeightAverage(Plugin):
@@ -212,32 +206,10 @@ class WeightAverage(Plugin):
                 else:
                     copy_into(weights, self.averages_)
                 with core.as_in_training():
-                    norms = [one for one in core.model.modules() if _keeps_statistics(one)]
-                    if norms:
-                        statistics = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
-                        core.edits.save(statistics)
-                        self._estimate(core, norms)
+                    if norms := norms_of(core.model):
+                        core.edits.save(statistics_of(norms))
+                        estimate(core, norms, self.batches, core.at.stream(self.name).key(self.updates_))
             yield
-
-    def _estimate(self, core: Host, norms: Sequence[Any]) -> None:
-        """Recompute running statistics as means over training batches, the same batches on every rank."""
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # None makes torch use a plain mean
-        devices = [core.device] if core.device.type == "cuda" else []
-        inside = {buffer for norm in norms for buffer in norm.buffers(recurse=False)}
-        put_back = keep_buffers(core.model, leave_out=inside)
-        try:
-            # dropout draws too: keyed, so that the same average gives the same result, and no other draws change
-            with torch.random.fork_rng(devices):
-                torch.manual_seed(core.at.stream(self.name).key(self.updates_) >> 1)
-                for batch in core.training_batches(self.batches):
-                    core.again.look(batch)
-        finally:
-            put_back()
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average by the weights' names, and the number of its updates."""

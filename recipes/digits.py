@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from framework import Data, Recipe
+from framework.data.split import parts
 from framework.ops.draws import Draws
 from plugins.augmentation import Augmentation
 from plugins.early_stopping import EarlyStopping
@@ -20,14 +20,15 @@ from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule
 
 
-def read_digits() -> list[tuple[Tensor, Tensor]]:
-    """Return images ``(samples, 1, 8, 8)`` in [0, 1] and classes: 60 % to train, 20 % to validate, 20 % to test."""
+def read_digits(split: int = 0, fold: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Return images ``(samples, 1, 8, 8)`` in [0, 1] and classes: 60 % to train, 20 % to validate, 20 % to test.
+
+    With a fold, that fifth of the first two parts validates.
+    """
     images, classes = load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(classes)
-    # a fixed seed: runs with different seeds are compared on the same test part
-    rest, test = train_test_split(range(len(y)), test_size=0.2, stratify=y, random_state=0)
-    train, val = train_test_split(rest, test_size=0.25, stratify=y[rest], random_state=0)
-    return [(x[part], y[part]) for part in (train, val, test)]
+    # not by the run's seed: runs with different seeds are compared on the same test part
+    return [(x[part], y[part]) for part in parts(len(y), fold=fold, stratify=classes, seed=split)]
 
 
 def jitter(x: Tensor, draws: Draws) -> Tensor:
@@ -48,6 +49,8 @@ def recipe(
     alpha: float = 1e-5,
     dropout: float = 0.2,
     mixup: float = 0.2,
+    split: int = 0,
+    fold: int | None = None,
 ) -> Recipe:
     """Classify scikit-learn's handwritten digits.
 
@@ -59,8 +62,10 @@ def recipe(
         alpha: strength of the L2 penalty on weights.
         dropout: share of hidden units that are masked.
         mixup: alpha of mixup, which mixes pairs of samples, see plugins/mixup.py.
+        split: number of the random division into parts.
+        fold: which of five folds validates, instead of a fixed part.
     """
-    train, val, test = read_digits()
+    train, val, test = read_digits(split, fold)
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
     )

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_selection import VarianceThreshold
 from sklearn.impute import SimpleImputer
-from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torchmetrics import Metric
 
 from framework import Data, Recipe
 from framework.data.fetch import DataFile, fetch
+from framework.data.split import parts
 from plugins.hidden_noise import HiddenNoise
 from plugins.mixup import Mixup
 from plugins.optimizer import Optimizer
@@ -59,11 +59,12 @@ def preprocessing(numeric: list[str], categorical: list[str], rare: int) -> Pipe
     return make_pipeline(columns, VarianceThreshold())
 
 
-def split(table: pd.DataFrame, y: np.ndarray, categorical: list[str]) -> list[tuple[Tensor, Tensor]]:
-    """Return features and classes of the three parts, a stratified split of 60 %, 20 % and 20 %."""
-    # a fixed seed: runs with different seeds are compared on the same test part
-    rest, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=0)
-    train, val = train_test_split(rest, test_size=0.25, stratify=y[rest], random_state=0)
+def divided(
+    table: pd.DataFrame, y: np.ndarray, categorical: list[str], split: int = 0, fold: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    """Return features and classes of the three parts, stratified: 60 %, 20 % and 20 %; or by folds, see :func:`parts`."""
+    # not by the run's seed: runs with different seeds are compared on the same test part
+    train, val, test = parts(len(y), fold=fold, stratify=y, seed=split)
     numeric = [column for column in table if column not in categorical]
     features = preprocessing(numeric, categorical, rare=max(2, len(train) // 2000)).fit(table.iloc[train])
     return [
@@ -147,6 +148,8 @@ def recipe(
     dropout: float = 0.3,
     mixup: float = 0.2,
     decay: float = 0.99,
+    split: int = 0,
+    fold: int | None = None,
 ) -> Recipe:
     """Classify the rows of a table; the metric is balanced accuracy, the mean of the classes' accuracies.
 
@@ -162,9 +165,11 @@ def recipe(
         dropout: share of hidden units that are masked.
         mixup: alpha of mixup, which mixes pairs of rows, see plugins/mixup.py.
         decay: decay of the moving average of weights that is evaluated.
+        split: number of the random division into parts.
+        fold: which of five folds validates, instead of a fixed part.
     """
     table, y, categorical = read_table(name, data)
-    train, val, test = split(table, y, categorical)
+    train, val, test = divided(table, y, categorical, split, fold)
     widths, classes = [train[0].shape[1], width, width, width], int(y.max()) + 1
     layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
     steps_an_epoch = -(-len(train[1]) // batch_size)

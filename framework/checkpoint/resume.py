@@ -239,6 +239,20 @@ def weights_in(path: str | Path, prefix: str = "model.") -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
 
 
+def load_plain(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> bool:
+    """Load weights into a network that no plugin has changed yet, if they are of such a one, and return whether.
+
+    Args:
+        model: the network.
+        state: the weights by name.
+        path: where they are from.
+    """
+    if state.keys() != model.state_dict().keys():
+        return False
+    load_weights(model, state, path)
+    return True
+
+
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Load the weights of a network of the same structure.
 

@@ -5,6 +5,7 @@ Heavy imports stand inside the functions, so that ``--help`` need not wait for t
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from framework.cli.flags import (
     parse_setting,
     take_trainer_options,
 )
-from framework.errors import UserError
+from framework.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from framework.recipe.recipe import Recipe
@@ -60,6 +61,39 @@ def check(args: list[str]) -> int:
         return report.check_every(checks)
     name, settings = report.split_target(target)
     return report.check_one(name, parse_fields(settings, f"check {target}"), checks)
+
+
+def soup(args: list[str]) -> int:
+    """Write the mean of the weights of several runs; see :func:`framework.run.soup.soup`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROG} soup RECIPE", description=f"{COMMANDS['soup'].capitalize()}.", exit_on_error=False
+    )
+    parser.add_argument("recipe", nargs="?", help="the runs' recipe")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders of the runs")
+    parser.add_argument("--out", metavar="FILE.safetensors", help="the file")
+    parser.add_argument("--greedy", action="store_true", help="add a run only if validation does not get worse")
+    try:
+        given, unknown = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise UserError(f"soup: {one_line(error)}") from error
+    if unknown:
+        raise UserError(f"no such flag: {unknown[0]}{did_you_mean(unknown[0], ['--runs', '--out', '--greedy'])}")
+    if given.recipe is None or given.out is None:
+        raise UserError(
+            f"soup needs a recipe, runs and a file: {PROG} soup RECIPE --runs RUN RUN --out FILE.safetensors"
+        )
+    from framework.report.table import table
+    from framework.run.soup import soup as make
+
+    made = make(given.recipe, given.runs, out=given.out, greedy=given.greedy)
+    tags = sorted(made.metrics)
+    rows = [
+        [f"{folder}{'' if folder in made.used else ' (left out)'}", *(f"{found[tag]:.4f}" for tag in tags)]
+        for folder, found in made.ingredients.items()
+    ]
+    print(table([*rows, [f"mean of {len(made.used)}", *(f"{made.metrics[tag]:.4f}" for tag in tags)]], ["", *tags]))
+    print(f"\ntest it: {PROG} test {given.recipe} --run {made.used[0]} --ckpt {made.out}")
+    return 0
 
 
 def run_with_recipe(command: str, args: list[str]) -> int:

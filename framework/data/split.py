@@ -109,6 +109,43 @@ def folds(
     return [(rest, fold) for rest, fold in made.split(np.zeros(length), classes, of_groups)]
 
 
+def parts(
+    length: int, *, fold: int | None = None, k: int = 5, stratify: Any = None, groups: Any = None, seed: int = 0
+) -> list[Indices]:
+    """Divide ``length`` samples into training, validation and test part: 60 %, 20 % and 20 %, or by folds.
+
+    For a recipe with parameters ``split`` (this seed) and ``fold``: with a fold, the test part stays, and of the rest the
+    given one of ``k`` folds validates.
+
+    Args:
+        length: number of samples.
+        fold: number of the fold that validates, None for the split by shares.
+        k: number of folds.
+        stratify: class of each sample, as for :func:`split`.
+        groups: group of each sample, as for :func:`split`.
+        seed: random seed.
+
+    Returns:
+        The indices of the three parts' samples.
+
+    Raises:
+        UserError: if there is no such fold, or as :func:`split` and :func:`folds` do.
+
+    Example:
+        >>> [len(part) for part in parts(50)], [len(part) for part in parts(50, fold=4)]
+        ([30, 10, 10], [32, 8, 10])
+    """
+    train, val, test = split(length, stratify=stratify, groups=groups, seed=seed)
+    if fold is None:
+        return [train, val, test]
+    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < k:
+        raise UserError(f"fold={brief(fold)}: must be a whole number from 0 to {k - 1}")
+    rest = np.sort(np.concatenate([train, val]))
+    labels, of = (None if one is None else np.asarray(one)[rest] for one in (stratify, groups))
+    outside, inside = folds(len(rest), k, stratify=labels, groups=of, seed=seed)[fold]
+    return [rest[outside], rest[inside], test]
+
+
 def _labels(name: str, given: Any, length: int) -> np.ndarray | None:
     if given is None:
         return None

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.resume import load_plain, load_weights, weights_in
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin.plugin import Plugin
@@ -35,10 +37,11 @@ def test(recipe: Source | Run, **overrides: Any) -> dict[str, float]:
 
     Args:
         recipe: a :class:`Run`, which is evaluated with its final parameters, or what :func:`framework.fit` takes.
-        **overrides: ``ckpt``: ``"best"`` (default), ``"last"`` or a path; ``run``: the run's folder, by default the
-            recipe's newest in ``logs``; ``seed``, ``parameters``, ``settings``, ``with_`` and ``without`` as for
-            :func:`framework.fit`, which override those of the run; ``trainer``: options that override the recipe's,
-            except for those about training; ``logs``: folder of all runs.
+        **overrides: ``ckpt``: ``"best"`` (default), ``"last"``, or the path of a checkpoint or of ``FILE.safetensors``;
+            ``run``: the run's folder, by default the recipe's newest in ``logs``; ``seed``, ``parameters``,
+            ``settings``, ``with_`` and ``without`` as for :func:`framework.fit`, which override those of the run;
+            ``trainer``: options that override the recipe's, except for those about training; ``logs``: folder of all
+            runs.
 
     Raises:
         UserError: if there is no such run, checkpoint or data part.
@@ -63,7 +66,7 @@ def _evaluate(kind: str, recipe: Source | Run, **overrides: Any) -> Any:
         options = {**recipe.recipe.trainer}
         _tell_of_weights(kind, recipe)
         with as_alone(recipe.core.seed):
-            return _run_trainer(kind, recipe.core, recipe.recipe, options, None)
+            return run_trainer(kind, recipe.core, recipe.recipe, options, None)
     return _evaluate_folder(kind, recipe, **overrides)
 
 
@@ -84,8 +87,8 @@ def _tell_of_weights(kind: str, run: Run) -> None:
 
 def _evaluate_folder(kind: str, source: Source, *, ckpt: str | Path = "best", **overrides: Any) -> Any:
     found = trained(source, ckpt=ckpt, **overrides)
-    rank_zero_info(f"{kind}: {found.checkpoint}")
-    result = _run_trainer(kind, found.core, found.recipe, found.options, found.checkpoint)
+    rank_zero_info(f"{kind}: {found.checkpoint or ckpt}")
+    result = run_trainer(kind, found.core, found.recipe, found.options, found.checkpoint)
     if kind != "predict":
         found.folder.update(**{kind: {"ckpt": str(ckpt), **result}})
     return result
@@ -98,10 +101,10 @@ class Trained:
     Args:
         name: the recipe's name.
         recipe: the recipe, edits applied.
-        core: a core of the recipe; its weights are still to be loaded from the checkpoint.
+        core: a core of the recipe; its weights are still to be loaded, if there is a checkpoint.
         options: the Trainer's options.
         folder: the run's folder.
-        checkpoint: the checkpoint.
+        checkpoint: the checkpoint, None if the core has the weights of a file without more.
     """
 
     name: str
@@ -109,7 +112,7 @@ class Trained:
     core: Core
     options: dict[str, Any]
     folder: RunFolder
-    checkpoint: Path
+    checkpoint: Path | None
 
 
 def trained(
@@ -135,12 +138,36 @@ def trained(
     spec.on_top_of(folder.read(), training=False)
     built = spec.build()
     options = spec.options(built)
+    if Path(ckpt).suffix == ".safetensors":
+        state = weights_in(ckpt)
+        whole = load_plain(built.model, state, ckpt)
+        core = built.make_core(spec.seed, options)
+        if not whole:
+            load_weights(core.model, state, ckpt)
+        return Trained(spec.name, built, core, options, folder, None)
     core = built.make_core(spec.seed, options)
     return Trained(spec.name, built, core, options, folder, folder.checkpoint(str(ckpt)))
 
 
-def _run_trainer(kind: str, core: Core, recipe: Recipe, options: Mapping[str, Any], path: Path | None) -> Any:
-    trainer = evaluating_trainer(recipe, options)
+def run_trainer(
+    kind: str,
+    core: Core,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    path: Path | None,
+    callbacks: Sequence[pl.Callback] = (),
+) -> Any:
+    """Evaluate a core by Lightning's ``Trainer`` and return the metrics, or the outputs.
+
+    Args:
+        kind: ``"validate"``, ``"test"`` or ``"predict"``.
+        core: the core.
+        recipe: its recipe.
+        options: the Trainer's options.
+        path: checkpoint to load first, None for the core's own weights.
+        callbacks: further callbacks.
+    """
+    trainer = evaluating_trainer(recipe, options, callbacks)
     with quiet(), refusals(), faults(core):
         try:
             if kind == "predict":

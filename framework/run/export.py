@@ -83,7 +83,7 @@ def export(
     else:
         found = trained(recipe, ckpt=ckpt or "best", **overrides)
         core, checkpoint, options, built, name = found.core, found.checkpoint, found.options, found.recipe, found.name
-        content = read_checkpoint(found.checkpoint)
+        content = read_checkpoint(checkpoint) if checkpoint is not None else {"epoch": 0, "global_step": 0}
         epoch, step = content["epoch"], content["global_step"]
         del content
     facts = {"format": "pt", "jtilde": __version__, "recipe": name, "epoch": str(epoch), "step": str(step)}

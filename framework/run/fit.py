@@ -20,6 +20,7 @@ from framework.checkpoint.resume import (
     check_unchanged,
     clear,
     curves_in,
+    load_plain,
     load_weights,
     run_to_resume,
     start_of,
@@ -113,8 +114,7 @@ def fit(
     built = spec.build()
     options = spec.options(built)
     state = None if weights is None else weights_in(weights, "" if built.module is not None else "model.")
-    if state is not None and weights is not None and state.keys() == built.model.state_dict().keys():
-        load_weights(built.model, state, weights)  # before a plugin changes the network, as LoRA does
+    if state is not None and weights is not None and load_plain(built.model, state, weights):
         state = None
     core = built.make_core(spec.seed, options, spec.on_nonfinite)
     if state is not None and weights is not None:

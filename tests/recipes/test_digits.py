@@ -35,6 +35,14 @@ def test_parts_are_disjoint_and_have_the_same_shares_of_classes() -> None:
         assert torch.allclose(torch.bincount(y) / len(y), whole, atol=0.003)
 
 
+def test_splits_and_folds() -> None:
+    whole = read_digits()
+    assert not torch.equal(whole[0][1], read_digits(split=1)[0][1])
+    folds = [read_digits(fold=fold) for fold in range(5)]
+    assert sum(len(one[1][1]) for one in folds) == 1437
+    assert all(torch.equal(one[2][0], whole[2][0]) for one in folds)
+
+
 def test_middle_draws_leave_images_as_they_are() -> None:
     x = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(jitter(x, Fixed(0.5, 0.5, 0.5, 0.5)), x)  # type: ignore[arg-type]

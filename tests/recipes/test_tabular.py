@@ -19,10 +19,10 @@ from recipes.tabular import (
     BalancedAccuracy,
     BalancedCrossEntropy,
     balanced_accuracy,
+    divided,
     preprocessing,
     read_table,
     recipe,
-    split,
 )
 
 QUIET = {"enable_progress_bar": False}
@@ -85,20 +85,20 @@ def test_rare_unknown_and_missing_categories() -> None:
 
 def test_nothing_is_learned_from_validation_and_test_rows(data: Path) -> None:
     table, y, categorical = read_table("toy", data)
-    numbered = split(table.assign(size=np.arange(200.0)), y, categorical)
+    numbered = divided(table.assign(size=np.arange(200.0)), y, categorical)
     rows = torch.cat([x[:, 0] for x, _ in numbered]).argsort().argsort()  # standardizing keeps the order
     others = rows[120:].numpy()
     changed = table.copy()
     changed.loc[others, "size"] = np.linspace(100, 900, num=len(others))
     changed.loc[others, "code"] = "other"
-    kept, new = split(table, y, categorical), split(changed, y, categorical)
+    kept, new = divided(table, y, categorical), divided(changed, y, categorical)
     torch.testing.assert_close(new[0][0], kept[0][0])
     assert new[1][0][:, 0].min() > 50
 
 
 def test_parts_have_the_same_shares_of_classes(data: Path) -> None:
     table, y, categorical = read_table("toy", data)
-    parts = split(table, y, categorical)
+    parts = divided(table, y, categorical)
     assert [len(part[1]) for part in parts] == [120, 40, 40]
     for _, own in parts:
         assert own.double().mean().item() == pytest.approx(y.mean(), abs=0.02)

@@ -8,7 +8,7 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from framework import UserError
-from framework.data.split import folds, split
+from framework.data.split import folds, parts, split
 
 CLASSES = np.repeat([0, 1, 2], [60, 30, 10])
 GROUPS = np.arange(100) // 5
@@ -76,3 +76,17 @@ def test_shares_that_are_none(fractions: Any) -> None:
 def test_numbers_of_folds_that_are_none(k: Any) -> None:
     with pytest.raises(UserError, match=r"^folds\(k=.*\): must be a whole number of 2 or more"):
         folds(10, k)
+
+
+def test_a_fold_of_what_is_not_tested() -> None:
+    labels = np.arange(100) % 2
+    train, val, test = parts(100, stratify=labels, seed=3)
+    assert [len(one) for one in (train, val, test)] == [60, 20, 20]
+    found = [parts(100, fold=fold, k=4, stratify=labels, seed=3) for fold in range(4)]
+    for one in found:
+        assert sorted(np.concatenate(one)) == list(range(100))
+        assert list(one[2]) == list(test)
+        assert labels[one[1]].mean() == 0.5
+    assert sorted(np.concatenate([one[1] for one in found])) == sorted([*train, *val])
+    with pytest.raises(UserError, match=r"fold=5: must be a whole number from 0 to 4"):
+        parts(100, fold=5)
