@@ -62,7 +62,7 @@ def preprocessing(numeric: list[str], categorical: list[str], rare: int) -> Pipe
 def divided(
     table: pd.DataFrame, y: np.ndarray, categorical: list[str], split: int = 0, fold: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return features and classes of the three parts, stratified: 60 %, 20 % and 20 %; or by folds, see :func:`parts`."""
+    """Return features and classes of the three parts, stratified: 60 %, 20 % and 20 %, or by folds."""
     # not by the run's seed: runs with different seeds are compared on the same test part
     train, val, test = parts(len(y), fold=fold, stratify=y, seed=split)
     numeric = [column for column in table if column not in categorical]

@@ -114,8 +114,8 @@ def parts(
 ) -> list[Indices]:
     """Divide ``length`` samples into training, validation and test part: 60 %, 20 % and 20 %, or by folds.
 
-    For a recipe with parameters ``split`` (this seed) and ``fold``: with a fold, the test part stays, and of the rest the
-    given one of ``k`` folds validates.
+    For a recipe with parameters ``split`` (this seed) and ``fold``: with a fold, the test part stays, and of the rest
+    the given one of ``k`` folds validates.
 
     Args:
         length: number of samples.
