@@ -47,6 +47,7 @@ class SaveOptions:
         signals: the signals that request a stop.
         every_n_steps: optimizer steps between two checkpoints, None for no such rule.
         every_n_minutes: minutes between two checkpoints, None for no such rule.
+        seconds: least seconds between two checkpoints at the ends of epochs.
         after: optimizer steps of the run before a later phase, 0 for the run itself.
         accept: called by rank zero once all checks are passed, right before the first step; None for nothing.
     """
@@ -55,6 +56,7 @@ class SaveOptions:
     signals: Signals
     every_n_steps: int | None
     every_n_minutes: float | None
+    seconds: float = 0.0
     after: int = 0
     accept: Callable[[], None] | None = None
 
@@ -113,6 +115,7 @@ def training_trainer(
             mode=recipe.mode,
             every_n_steps=save.every_n_steps,
             every_n_minutes=save.every_n_minutes,
+            seconds=save.seconds,
         )
         callbacks.append(checkpoints)
     if folder is not None:
