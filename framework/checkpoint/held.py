@@ -24,20 +24,24 @@ def copy_of(content: Any) -> Any:
     Args:
         content: containers, tensors and plain data.
     """
+    return _copy(content)
+
+
+def _copy(content: Any) -> Any:
     kind = type(content)
     if kind in _PLAIN:
         return content
     if kind is dict:
-        return {key: value if type(value) in _PLAIN else copy_of(value) for key, value in content.items()}
+        return {key: value if type(value) in _PLAIN else _copy(value) for key, value in content.items()}
     if kind is list:
-        return [copy_of(value) for value in content]
+        return [_copy(value) for value in content]
     if kind is tuple:
-        return tuple([copy_of(value) for value in content])
+        return tuple([_copy(value) for value in content])
     if isinstance(content, Tensor):
         content = content.detach()
         return content.clone() if content.device.type == "cpu" else content.cpu()
     if isinstance(content, dict):  # such as the OrderedDict of a network
         same = copy.copy(content)
-        same.update((key, copy_of(value)) for key, value in content.items())
+        same.update((key, _copy(value)) for key, value in content.items())
         return same
     return copy.deepcopy(content)

@@ -282,10 +282,10 @@ def _validates_next(trainer: pl.Trainer) -> bool:
 
 def _is_last(trainer: pl.Trainer) -> bool:
     """Return True if training ends with this epoch."""
-    loop = trainer.fit_loop
+    loop: Any = trainer.fit_loop
     steps, epochs = loop.epoch_loop.global_step, loop.epoch_progress.current.processed
-    over = 0 <= loop.max_steps <= steps or 0 <= (loop.max_epochs or 0) <= epochs
-    return over or (trainer.should_stop and loop._can_stop_early)
+    over = 0 <= loop.max_steps <= steps or 0 <= loop.max_epochs <= epochs
+    return over or bool(trainer.should_stop and loop._can_stop_early)
 
 
 def _may_wait(trainer: pl.Trainer) -> bool:

@@ -108,7 +108,7 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
             "--checkpoint-minutes": ("M", "save a checkpoint every M minutes; default 5"),
             "--checkpoint-seconds": (
                 "S",
-                "least seconds between those at the ends of epochs; default 2, 0: after each",
+                "least seconds between those at the ends of epochs; default 2",
             ),
         }
         flags["--on-nonfinite"] = ("stop|skip", "what to do if the loss is NaN or infinite; default stop")

@@ -203,7 +203,9 @@ class Recorder:
                 self._meters[stage].add(tag, value.detach(), size)
         if outcome.prediction is not None:
             for metric in self._metrics[stage].values():
-                metric.to(objective.device).update(outcome.prediction, outcome.target)
+                if metric.device != objective.device:  # to() visits every state
+                    metric.to(objective.device)
+                metric.update(outcome.prediction, outcome.target)
 
     def end_evaluation(self, stage: str) -> dict[str, float]:
         """Reduce J and metrics of a stage over ranks, publish them to callbacks and loggers, and return them by tag."""

@@ -37,7 +37,7 @@ class ValidationLoop(_EvaluationLoop):
 
     def on_run_start(self) -> None:
         """Determine whether Lightning's own code is needed, and call the hooks of a validation's start."""
-        trainer = self.trainer
+        trainer: Any = self.trainer
         core = trainer.lightning_module
         self._quick = (
             type(self._data_fetcher) is _PrefetchDataFetcher
@@ -63,7 +63,8 @@ class ValidationLoop(_EvaluationLoop):
         if self._moves:
             batch = moved(trainer, batch)
         progress.increment_ready()
-        connector.on_batch_start(batch)
+        connector._first_loop_iter = connector._first_loop_iter is None
+        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         self._tell("on_validation_batch_start", batch, batch_idx)
         progress.increment_started()
         core._current_fx_name = "validation_step"

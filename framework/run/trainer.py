@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
@@ -28,6 +27,7 @@ from framework.engine.notices import as_callbacks
 from framework.errors import UserError, one_line
 from framework.plugin.phase import Phase
 from framework.recipe.recipe import Recipe, lightning_options
+from framework.report.curves import Curves
 from framework.report.dashboard import Dashboard
 from framework.report.progress import make_progress
 from framework.report.telling import guard
@@ -86,9 +86,7 @@ def training_trainer(
             path = folder.curves(None if phase is None else phase.name)
             # a TensorBoard that is open has already read steps that are repeated now
             purge = None if start is None else start.step + 1
-            chosen["logger"] = TensorBoardLogger(
-                path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
-            )
+            chosen["logger"] = Curves(path.parent.parent, path.parent.name, path.name, purge_step=purge)
     elif start is not None and chosen["logger"]:
         take_loggers_back(_listed(chosen["logger"]), start.step)
     if chosen["logger"]:  # a TensorBoardLogger of the user's own gets the dashboard too
@@ -151,6 +149,15 @@ class _OneDoor(_CheckpointConnector):
     """
 
     _hpc_resume_path = None
+    _others: dict[str, Any] | None = None
+
+    def _get_loops_state_dict(self) -> dict[str, Any]:
+        """Return the progress of all loops; while one trains, only that of its own changes."""
+        trainer = self.trainer
+        if self._others is None:
+            others = ("validate_loop", "test_loop", "predict_loop")
+            self._others = {name: getattr(trainer, name).state_dict() for name in others}
+        return {"fit_loop": trainer.fit_loop.state_dict(), **self._others}
 
 
 def _accept_at(loop: Any, accept: Callable[[], None]) -> None:
