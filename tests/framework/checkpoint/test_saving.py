@@ -375,8 +375,8 @@ class Spoils(Plugin):
 def test_weights_that_are_not_finite_are_never_written(
     recipe: MakeRecipe, step: int, every: int | None, kept: int, tmp_path: Path
 ) -> None:
+    made = recipe([Spoils(step)])
     with pytest.raises(NonFiniteError):
-        made = recipe([Spoils(step)])
         fit(made, logs=tmp_path, trainer={"max_epochs": 3}, checkpoint_steps=every, checkpoint_seconds=0)
     folder = tmp_path / "recipe" / "version_0" / "checkpoints"
     for path in folder.iterdir():
