@@ -282,7 +282,7 @@ class Recorder:
     def _give(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to ``trainer.callback_metrics``, where callbacks monitor them."""
         device, known = self._objective.device, self._objective.trainer.callback_metrics
-        known.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
+        known.update(zip(metrics, torch.tensor(list(metrics.values()), device=device).unbind(), strict=True))
         self.latest.update(metrics)
 
     def remember(self, metrics: Mapping[str, float]) -> None:

@@ -27,5 +27,9 @@ class Curves(TensorBoardLogger):
         if self._prefix or not all(isinstance(value, float | int) for value in metrics.values()):
             super().log_metrics(metrics, step)
             return
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
-        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
+        self.experiment._get_file_writer().add_summary(scalars(metrics), step)
+
+
+def scalars(values: Mapping[str, float]) -> Any:
+    """Return one record of TensorBoard's for all values."""
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
