@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import Precision as FabricPrecision
+from lightning_fabric.utilities.data import _set_sampler_epoch
 from pytorch_lightning.core.hooks import DataHooks
 from pytorch_lightning.loops.evaluation_loop import _EvaluationLoop
 from pytorch_lightning.loops.fetchers import _PrefetchDataFetcher
@@ -47,6 +48,22 @@ class ValidationLoop(_EvaluationLoop):
         )
         self._moves = moves_batches(trainer)
         super().on_run_start()
+
+    def reset(self) -> None:
+        """Make a new iterator; Lightning makes a fetcher too, for which it inspects the core's signatures."""
+        fetcher, combined = self._data_fetcher, self._combined_loader
+        if not self._quick or self.restarting or fetcher is None or fetcher._combined_loader is not combined:
+            super().reset()
+            return
+        assert combined is not None
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        self._has_run, self._logged_outputs = False, []
+        self.batch_progress.reset_on_run()
+        for loader in combined.flattened:
+            _set_sampler_epoch(loader, epochs.processed)
+        combined.limits = self.max_batches
+        iter(fetcher)
+        fetcher.fetched += self.batch_progress.current.ready
 
     def _verify_dataloader_idx_requirement(self) -> None:
         if not self._quick:

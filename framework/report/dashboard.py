@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from framework.checkpoint.curves import scalars
 from framework.data.batch import input_of
 from framework.data.loaders import TrainLoader
 from framework.errors import UserError
 from framework.ops.patterns import is_weight
 from framework.ops.shards import locals_of
-from framework.report.curves import scalars
 from framework.report.pictures import grid, is_pictures, raw_pictures, span
 from framework.report.telling import telling
 from framework.settings import is_default

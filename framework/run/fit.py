@@ -238,7 +238,7 @@ def _run(
             save.accept.withdraw()
         elif folder is not None:
             # a phase may follow; a run that is interrupted in it is resumed there
-            may_continue = status in ("finished", "stopped")
+            may_continue = status in ("finished", "stopped") and run.core.answers.of("next_phase")
             folder.write({**record, "status": "running" if may_continue else status, **results_of(run)})
     ended = before is not None and before["status"] == "stopped"
     if (
@@ -256,6 +256,6 @@ def _run(
         )
     while run.status != "interrupted" and (phase := run.core.answers.sole("next_phase", run.core)) is not None:
         train_phase(run, spec, phase, save)
-    if folder is not None:
+    if folder is not None and (run.phases or core.answers.of("next_phase")):
         folder.update(status=run.status)
     return run

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
+from framework.checkpoint.curves import Curves
 from framework.checkpoint.file import CheckpointFiles, not_data
 from framework.checkpoint.folder import RunFolder
 from framework.checkpoint.loggers import take_loggers_back
@@ -27,7 +28,6 @@ from framework.engine.notices import as_callbacks
 from framework.errors import UserError, one_line
 from framework.plugin.phase import Phase
 from framework.recipe.recipe import Recipe, lightning_options
-from framework.report.curves import Curves
 from framework.report.dashboard import Dashboard
 from framework.report.progress import make_progress
 from framework.report.telling import guard
