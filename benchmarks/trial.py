@@ -21,7 +21,7 @@ from framework.report.progress import Bar
 from plugins.optimizer import Optimizer
 
 BATCH, EPOCHS = 32, 100
-ROWS = {200: 10, 1000: 6, 10000: 3}  # samples, and rounds
+ROWS = {200: 10, 1000: 5, 10000: 2}  # samples, and rounds
 Pair = tuple[Tensor, Tensor]
 
 
