@@ -154,7 +154,7 @@ def ours(plugins: Callable[[], list[Plugin]], logs: Path) -> Loop:
     return run
 
 
-def fitted(recipe: Recipe, logs: Path) -> int:
+def fitted(recipe: Recipe, logs: Path | None) -> int:
     """Fit, with the progress bar written to nowhere, and return the number of steps."""
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
         return fit(recipe, logs=logs).steps

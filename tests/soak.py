@@ -52,8 +52,10 @@ from plugins.strength_schedule import StrengthSchedule
 from plugins.weight_average import WeightAverage
 from plugins.weight_noise import WeightNoise
 
-Setting = tuple[int, int, str]  # workers, ranks, and who evaluates twice: only one plugin may
-SETTINGS: list[Setting] = [(0, 1, "sam"), (1, 1, "adversarial"), (2, 1, "sam"), (0, 2, "adversarial")]
+# workers, ranks, who evaluates twice, which only one plugin may, and least seconds between files at ends of epochs:
+# so few or many that the clock changes nothing
+Setting = tuple[int, int, str, float]
+SETTINGS: list[Setting] = [(0, 1, "sam", 600), (1, 1, "adversarial", 0), (2, 1, "sam", 600), (0, 2, "adversarial", 600)]
 EPOCHS = 4
 KILLS = 8  # of one run
 MOMENTS = ("clock", "step", "micro-batch", "update", "validation", "writing", "naming")
@@ -184,7 +186,7 @@ def in_child(run: Callable[[], object], errors: Path, seconds: float) -> int:
 
 def train(logs: Path, killer: Killer, setting: Setting, *, resume: bool, seconds: float = 600.0) -> int:
     """Train in a process of its own, and return its wait status."""
-    workers, ranks, second = setting
+    workers, ranks, second, apart = setting
 
     def run() -> None:
         fit(
@@ -192,6 +194,7 @@ def train(logs: Path, killer: Killer, setting: Setting, *, resume: bool, seconds
             logs=logs,
             resume=resume,
             checkpoint_steps=3,
+            checkpoint_seconds=apart,
             trainer={
                 "max_epochs": EPOCHS,
                 "accumulate_grad_batches": 2,
@@ -302,7 +305,7 @@ def soak(seconds: float, seed: int) -> int:
         [*map(str, setting), str(runs[setting]), *(str(kills[setting][one]) for one in MOMENTS), str(wrong[setting])]
         for setting in SETTINGS
     ]
-    print(table(rows, ["workers", "ranks", "with", "runs", *MOMENTS, "differences"]))
+    print(table(rows, ["workers", "ranks", "with", "seconds", "runs", *MOMENTS, "differences"]))
     print(f"{sum(one.total() for one in kills.values())} kills, each resumed; {wrong.total()} differences")
     return wrong.total()
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from framework.checkpoint.curves import Curves
+
 
 def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
     """Flush the loggers and return the lengths of a folder's event files by name.
@@ -23,7 +25,7 @@ def sizes_of(folder: Path, loggers: Iterable[Any]) -> dict[str, int]:
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             with suppress(OSError):  # of a full disk the logger itself tells
-                logger.experiment.flush()
+                logger.flush() if isinstance(logger, Curves) else logger.experiment.flush()
     return {path.name: path.stat().st_size for path in _event_files(folder)}
 
 

@@ -40,6 +40,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "--raw": {"action": "store_true"},
     "--checkpoint-steps": {"type": int},
     "--checkpoint-minutes": {"type": float},
+    "--checkpoint-seconds": {"type": float},
     **answers.KINDS,
 }
 COMMANDS = {
@@ -112,8 +113,12 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
                 "resume the recipe's last unfinished run, or the run in that folder",
             ),
             "--weights": ("FILE", "start a new run from the weights of a checkpoint or an exported FILE.safetensors"),
-            "--checkpoint-steps": ("N", "save a checkpoint every N steps, besides the one at the end of each epoch"),
+            "--checkpoint-steps": ("N", "save a checkpoint every N steps, besides those at the ends of epochs"),
             "--checkpoint-minutes": ("M", "save a checkpoint every M minutes; default 5"),
+            "--checkpoint-seconds": (
+                "S",
+                "least seconds between those at the ends of epochs; default 2",
+            ),
         }
         flags["--on-nonfinite"] = ("stop|skip", "what to do if the loss is NaN or infinite; default stop")
     if command in (*EVALUATE, "export"):

@@ -251,7 +251,8 @@ class Core(Loading):
         metrics = self._evaluated("val")
         self.leave_evaluation()
         warn_of_first(self.recorder.history, self.recorder.monitor)
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        stoppers = self.answers.of("should_stop")
+        if stoppers and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             known = {name: float(value) for name, value in self.trainer.callback_metrics.items()} | metrics
             if self.answers.any("should_stop", known):
                 self.trainer.should_stop = True

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins import Precision as FabricPrecision
-from pytorch_lightning.core.hooks import DataHooks
 from pytorch_lightning.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
 from pytorch_lightning.plugins import Precision
@@ -18,6 +16,7 @@ from framework.data.loaders import TrainLoader, Window
 from framework.data.ready import WindowLoader
 from framework.engine.core import Core
 from framework.engine.gradient import has_own
+from framework.engine.validation import ValidationLoop, moved, moves_batches
 
 
 class _Epoch(NamedTuple):
@@ -63,6 +62,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def __init__(self, loop: _TrainingEpochLoop) -> None:
         super().__init__(loop.trainer, min_steps=loop.min_steps, max_steps=loop.max_steps)
+        self.val_loop = ValidationLoop(loop.trainer)
         self._epoch: _Epoch | None = None
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -90,12 +90,7 @@ class EpochLoop(_TrainingEpochLoop):
         return _Epoch(
             core=core,
             windows=iterator.iterators[0],
-            moves=strategy.root_device.type != "cpu"
-            or type(core).on_before_batch_transfer is not DataHooks.on_before_batch_transfer
-            or type(core).transfer_batch_to_device is not Core.transfer_batch_to_device
-            or type(core).on_after_batch_transfer is not DataHooks.on_after_batch_transfer
-            or type(strategy).batch_to_device is not Strategy.batch_to_device
-            or type(precision).convert_input is not FabricPrecision.convert_input,
+            moves=moves_batches(trainer),
             starts=[one.on_train_batch_start for one in callbacks if has_own(one, "on_train_batch_start")],
             core_start=core.on_train_batch_start if has_own(core, "on_train_batch_start") else None,
             train=core.training_step
@@ -132,9 +127,7 @@ class EpochLoop(_TrainingEpochLoop):
         data_fetcher.done = progress.is_last_batch = data_fetcher.fetched >= data_fetcher.length  # type: ignore[operator]
         trainer, core, index = self.trainer, epoch.core, progress.current.ready
         if epoch.moves:
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = core._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            batch = moved(trainer, batch)
         progress.increment_ready()
         connector, results = trainer._logger_connector, self._results
         connector._first_loop_iter = connector._first_loop_iter is None

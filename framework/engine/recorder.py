@@ -200,7 +200,9 @@ class Recorder:
                 self._meters[stage].add(tag, value.detach(), size)
         if outcome.prediction is not None:
             for metric in self._metrics[stage].values():
-                metric.to(objective.device).update(outcome.prediction, outcome.target)
+                if metric.device != objective.device:  # to() visits every state
+                    metric.to(objective.device)
+                metric.update(outcome.prediction, outcome.target)
 
     def end_evaluation(self, stage: str) -> dict[str, float]:
         """Reduce J and metrics of a stage over ranks, publish them to callbacks and loggers, and return them by tag."""
@@ -280,7 +282,7 @@ class Recorder:
     def _give(self, metrics: Mapping[str, float]) -> None:
         """Write metrics to ``trainer.callback_metrics``, where callbacks monitor them."""
         device, known = self._objective.device, self._objective.trainer.callback_metrics
-        known.update({tag: torch.tensor(v, device=device) for tag, v in metrics.items()})
+        known.update(zip(metrics, torch.tensor(list(metrics.values()), device=device).unbind(), strict=True))
         self.latest.update(metrics)
 
     def remember(self, metrics: Mapping[str, float]) -> None:

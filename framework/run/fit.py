@@ -58,6 +58,7 @@ def fit(
     weights: str | Path | None = None,
     checkpoint_steps: int | None = None,
     checkpoint_minutes: float | None = 5.0,
+    checkpoint_seconds: float = 2.0,
 ) -> Run:
     """Train a recipe and return the result.
 
@@ -89,9 +90,10 @@ def fit(
             run's folder. The other arguments override those that the run was started with.
         weights: file from which the network's weights are loaded: a checkpoint of a run or of Lightning, a saved
             ``state_dict()``, or ``FILE.safetensors`` as ``export`` writes it; everything else starts anew.
-        checkpoint_steps: optimizer steps between two checkpoints, None for no such rule; there is one at the end of
-            each epoch in any case.
+        checkpoint_steps: optimizer steps between two checkpoints, None for no such rule.
         checkpoint_minutes: minutes between two checkpoints, None for no such rule.
+        checkpoint_seconds: least seconds from a checkpoint to one at the end of an epoch, 0 for one at the end of each
+            epoch. Those of the first and the last epoch are written in any case.
 
     Returns:
         The run: metrics, checkpoints, the trained core.
@@ -100,7 +102,7 @@ def fit(
         UserError: if the recipe, a setting or an option is wrong, or there is no run to resume.
         Interrupted: on Ctrl-C or SIGTERM; its ``run`` is the result so far.
     """
-    _check(resume, weights, logs, checkpoint_steps, checkpoint_minutes)
+    _check(resume, weights, logs, checkpoint_steps, checkpoint_minutes, checkpoint_seconds)
     if lightning_base(recipe) is not None:
         recipe = Recipe(module=recipe, data=data, plugins=list(plugins))
     elif data is not None or plugins:
@@ -135,7 +137,7 @@ def fit(
         folder.copy_recipe(spec.file)
     with Signals() as signals:
         accept = None if folder is None or start is None else _Accept(folder, start, record)
-        save = SaveOptions(folder, signals, checkpoint_steps, checkpoint_minutes, accept=accept)
+        save = SaveOptions(folder, signals, checkpoint_steps, checkpoint_minutes, checkpoint_seconds, accept=accept)
         try:
             run = _run(spec, built, core, record, save, start)
         finally:
@@ -146,7 +148,9 @@ def fit(
     return run
 
 
-def _check(resume: object, weights: object, logs: object, steps: int | None, minutes: float | None) -> None:
+def _check(
+    resume: object, weights: object, logs: object, steps: int | None, minutes: float | None, seconds: float
+) -> None:
     if resume and weights is not None:
         raise UserError(f"weights={str(weights)!r}: a resumed run has its own weights; give either resume or weights")
     if resume is True and logs is None:
@@ -156,6 +160,8 @@ def _check(resume: object, weights: object, logs: object, steps: int | None, min
     for name, value in (("checkpoint_steps", steps), ("checkpoint_minutes", minutes)):
         if value is not None and not value > 0:
             raise UserError(f"{name}={value!r}: must be above 0, or None for no such rule")
+    if not seconds >= 0:
+        raise UserError(f"checkpoint_seconds={seconds!r}: must be 0 or more; 0 writes a checkpoint after each epoch")
 
 
 def _resume(
@@ -238,7 +244,7 @@ def _run(
             save.accept.withdraw()
         elif folder is not None:
             # a phase may follow; a run that is interrupted in it is resumed there
-            may_continue = status in ("finished", "stopped")
+            may_continue = status in ("finished", "stopped") and run.core.answers.of("next_phase")
             folder.write({**record, "status": "running" if may_continue else status, **results_of(run)})
     ended = before is not None and before["status"] == "stopped"
     if (
@@ -256,6 +262,6 @@ def _run(
         )
     while run.status != "interrupted" and (phase := run.core.answers.sole("next_phase", run.core)) is not None:
         train_phase(run, spec, phase, save)
-    if folder is not None:
+    if folder is not None and (run.phases or core.answers.of("next_phase")):
         folder.update(status=run.status)
     return run

@@ -13,10 +13,10 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
+from framework.checkpoint.curves import Curves
 from framework.checkpoint.file import CheckpointFiles, not_data
 from framework.checkpoint.folder import RunFolder
 from framework.checkpoint.loggers import take_loggers_back
@@ -47,6 +47,7 @@ class SaveOptions:
         signals: the signals that request a stop.
         every_n_steps: optimizer steps between two checkpoints, None for no such rule.
         every_n_minutes: minutes between two checkpoints, None for no such rule.
+        seconds: least seconds between two checkpoints at the ends of epochs.
         after: optimizer steps of the run before a later phase, 0 for the run itself.
         accept: called by rank zero once all checks are passed, right before the first step; None for nothing.
     """
@@ -55,6 +56,7 @@ class SaveOptions:
     signals: Signals
     every_n_steps: int | None
     every_n_minutes: float | None
+    seconds: float = 0.0
     after: int = 0
     accept: Callable[[], None] | None = None
 
@@ -84,9 +86,7 @@ def training_trainer(
             path = folder.curves(None if phase is None else phase.name)
             # a TensorBoard that is open has already read steps that are repeated now
             purge = None if start is None else start.step + 1
-            chosen["logger"] = TensorBoardLogger(
-                path.parent.parent, name=path.parent.name, version=path.name, purge_step=purge
-            )
+            chosen["logger"] = Curves(path.parent.parent, path.parent.name, path.name, purge_step=purge)
     elif start is not None and chosen["logger"]:
         take_loggers_back(_listed(chosen["logger"]), start.step)
     if chosen["logger"]:  # a TensorBoardLogger of the user's own gets the dashboard too
@@ -113,6 +113,7 @@ def training_trainer(
             mode=recipe.mode,
             every_n_steps=save.every_n_steps,
             every_n_minutes=save.every_n_minutes,
+            seconds=save.seconds,
         )
         callbacks.append(checkpoints)
     if folder is not None:
@@ -148,6 +149,15 @@ class _OneDoor(_CheckpointConnector):
     """
 
     _hpc_resume_path = None
+    _others: dict[str, Any] | None = None
+
+    def _get_loops_state_dict(self) -> dict[str, Any]:
+        """Return the progress of all loops; while one trains, only that of its own changes."""
+        trainer = self.trainer
+        if self._others is None:
+            others = ("validate_loop", "test_loop", "predict_loop")
+            self._others = {name: getattr(trainer, name).state_dict() for name in others}
+        return {"fit_loop": trainer.fit_loop.state_dict(), **self._others}
 
 
 def _accept_at(loop: Any, accept: Callable[[], None]) -> None:

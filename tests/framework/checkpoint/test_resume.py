@@ -210,13 +210,49 @@ def test_it_may_be_killed_at_any_moment(
     make: Make, owner: Any, name: str, times: int, after: bool, left_alone: Any, tmp_path: Path
 ) -> None:
     def run(logs: Path, **more: Any) -> Run:
-        return fit(make(), logs=logs, checkpoint_steps=3, **more)
+        return fit(make(), logs=logs, checkpoint_steps=3, checkpoint_seconds=0, **more)
 
     alone = left_alone("plain", run)
     killed(lambda: run(tmp_path), owner, name, times, after=after)
     run(tmp_path, resume=True)
     assert_same(alone, folder_in(tmp_path))
     assert not list(kept_in(tmp_path).glob(".*"))
+    assert not (kept_in(tmp_path) / "next.ckpt").exists()
+
+
+SELDOM: list[tuple[Any, str, int, bool]] = [
+    (Core, "training_step", 10, False),
+    (Core, "training_step", 20, False),  # with a best epoch in memory
+    (Checkpoints, "_hold", 1, True),
+    (Checkpoints, "_write_held", 1, False),
+    (Checkpoints, "_call_best", 1, False),
+    (Checkpoints, "_call_best", 1, True),  # the best is written, the last is not
+    (Checkpoints, "_name_it", 2, False),
+    (Checkpoints, "_name_it", 2, True),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "times", "after"), SELDOM)
+@pytest.mark.parametrize("within", [{}, {"val_check_interval": 3}])
+def test_it_may_be_killed_where_files_are_seldom(
+    make: Make,
+    owner: Any,
+    name: str,
+    times: int,
+    after: bool,
+    within: dict[str, Any],
+    left_alone: Any,
+    tmp_path: Path,
+) -> None:
+    def run(logs: Path, **more: Any) -> Run:
+        return fit(make(**within, max_epochs=4), logs=logs, checkpoint_seconds=600, checkpoint_steps=17, **more)
+
+    alone = left_alone(f"seldom {within}", run)
+    if within:  # not before the first file
+        times += {"_hold": 2, "_write_held": 1, "_call_best": 1}.get(name, 0)
+    killed(lambda: run(tmp_path), owner, name, times, after=after)
+    run(tmp_path, resume=True)
+    assert_same(alone, folder_in(tmp_path))
     assert not (kept_in(tmp_path) / "next.ckpt").exists()
 
 
@@ -447,7 +483,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint(make: Make, tmp_path:
 
 
 def test_a_run_without_any_usable_checkpoint(make: Make, tmp_path: Path) -> None:
-    killed(lambda: fit(make(), logs=tmp_path), Core, "training_step", 17)
+    killed(lambda: fit(make(), logs=tmp_path, checkpoint_seconds=0), Core, "training_step", 17)
     for path in kept_in(tmp_path).iterdir():
         damage(path)
     before = record_of(tmp_path)
@@ -459,7 +495,7 @@ def test_a_run_without_any_usable_checkpoint(make: Make, tmp_path: Path) -> None
 
 
 def test_a_file_of_someone_elses_is_passed_over(make: Make, tmp_path: Path) -> None:
-    killed(lambda: fit(make(), logs=tmp_path), Core, "training_step", 17)
+    killed(lambda: fit(make(), logs=tmp_path, checkpoint_seconds=0), Core, "training_step", 17)
     content = read_checkpoint(kept_in(tmp_path) / "last.ckpt")
     del content["callbacks"]["checkpoints"]
     write_checkpoint(content, kept_in(tmp_path) / "last.ckpt")

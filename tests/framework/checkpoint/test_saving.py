@@ -17,8 +17,8 @@ from torchmetrics import Metric
 
 from framework import Core, Plugin, Recipe, Run, fit
 from framework.checkpoint import file as checkpoint_file
+from framework.checkpoint import held, signals
 from framework.checkpoint import saving as checkpoints
-from framework.checkpoint import signals
 from framework.checkpoint.file import read_checkpoint
 from framework.data import Data
 from framework.errors import NonFiniteError, UserError
@@ -93,7 +93,7 @@ def best_entry(run: Run) -> Any:
 def test_last_previous_and_best_after_each_epoch(recipe: MakeRecipe, tmp_path: Path) -> None:
     files = Files(tmp_path)
     made = recipe(metrics=scripted(3.0, 1.0, 2.0, 0.5), monitor="val/score")
-    run = fit(made, logs=tmp_path, trainer={"max_epochs": 4, "callbacks": [files]})
+    run = fit(made, logs=tmp_path, trainer={"max_epochs": 4, "callbacks": [files]}, checkpoint_seconds=0)
     assert files.seen == [
         {},
         {"best": 7, "last": 7},
@@ -151,10 +151,113 @@ def test_a_monitor_that_is_never_logged_is_reported(recipe: MakeRecipe, tmp_path
         fit(recipe(monitor="gap/acuracy"), logs=tmp_path)
 
 
+@pytest.mark.parametrize("seconds", [-1, float("nan")])
+def test_wrong_seconds(recipe: MakeRecipe, seconds: float, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoint_seconds=.*: must be 0 or more; 0 writes a checkpoint after"):
+        fit(recipe(), logs=tmp_path, checkpoint_seconds=seconds)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_files_where_none_are_wanted(recipe: MakeRecipe, tmp_path: Path) -> None:
     run = fit(recipe(), logs=tmp_path, trainer={"enable_checkpointing": False}, checkpoint_steps=1)
     assert not (tmp_path / "recipe" / "version_0" / "checkpoints").exists()
     assert run.status == "finished"
+
+
+def test_in_a_quick_run_only_the_first_and_the_last_epoch_write(recipe: MakeRecipe, tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    made = recipe(metrics=scripted(3.0, 1.0, 2.0, 4.0), monitor="val/score")
+    run = fit(made, logs=tmp_path, trainer={"max_epochs": 4, "callbacks": [files]}, checkpoint_seconds=600)
+    assert files.seen == [{}, {"best": 7, "last": 7}, {"best": 14, "last": 28, "previous": 7}]
+    best = read_checkpoint(run.best or "")
+    assert best["callbacks"]["checkpoints"]["best"] == 1.0
+    assert [entry[1] for entry in best["framework"]["history"]] == [14], "as it was then"
+    assert best["optimizer_states"][0]["state"][0]["step"] == 14
+    assert read_checkpoint(run.last_checkpoint or "")["callbacks"]["checkpoints"]["best"] == 1.0
+
+
+def test_the_best_that_waits_is_what_would_have_been_written(recipe: MakeRecipe, tmp_path: Path) -> None:
+    kept = []
+    for seconds in (0, 600):
+        made = recipe(metrics=scripted(3.0, 1.0, 2.0, 4.0), monitor="val/score")
+        run = fit(made, logs=tmp_path, trainer={"max_epochs": 4}, checkpoint_seconds=seconds)
+        kept.append(read_checkpoint(run.best or ""))
+    for content in kept:
+        del content["callbacks"]["checkpoints"]["seconds"], content["callbacks"]["checkpoints"]["events"]
+    assert repr(kept[0]) == repr(kept[1])
+    for name, value in kept[0]["state_dict"].items():
+        assert torch.equal(value, kept[1]["state_dict"][name])
+
+
+@pytest.mark.parametrize("stop", ["should_stop", "max_steps", "max_time"])
+def test_the_last_epoch_writes_however_the_run_ends(recipe: MakeRecipe, stop: str, tmp_path: Path) -> None:
+    class Stops(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            trainer.should_stop = trainer.current_epoch == 2
+
+    options: dict[str, dict[str, Any]] = {
+        "should_stop": {"max_epochs": 9, "callbacks": [Stops()]},
+        "max_steps": {"max_epochs": -1, "max_steps": 17},
+        "max_time": {"max_epochs": -1, "max_time": {"milliseconds": 300}},
+    }
+    run = fit(recipe(), logs=tmp_path, trainer=options[stop], checkpoint_seconds=600)
+    assert run.steps > 7
+    assert step_of(run.last_checkpoint) == run.steps
+
+
+def test_a_best_that_waits_is_written_where_training_fails(recipe: MakeRecipe, tmp_path: Path) -> None:
+    class Fails(Plugin):
+        def begin_step(self, step: Any) -> None:
+            if step.index == 24:
+                raise RuntimeError("wrong")
+
+    made = recipe([Fails()], metrics=scripted(3.0, 2.0, 1.0), monitor="val/score")
+    with pytest.raises(RuntimeError, match="wrong"):
+        fit(made, logs=tmp_path, trainer={"max_epochs": 4}, checkpoint_seconds=600)
+    folder = tmp_path / "recipe" / "version_0" / "checkpoints"
+    assert (step_of(folder / "best.ckpt"), step_of(folder / "last.ckpt")) == (21, 7)
+    assert not (folder / "next.ckpt").exists()
+
+
+def test_a_best_that_could_not_be_written_waits_for_the_next_file(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, tried = checkpoint_file.write_checkpoint, []
+
+    def full_once(content: dict[str, Any], path: Any) -> None:
+        tried.append(content["global_step"])
+        if tried.count(14) == 1 and tried[-1] == 14:
+            raise OSError(28, "No space left on device")
+        write(content, path)
+
+    monkeypatch.setattr(checkpoint_file, "write_checkpoint", full_once)
+    made = recipe(metrics=scripted(3.0, 1.0, 2.0, 4.0), monitor="val/score")
+    with pytest.warns(UserWarning, match="a checkpoint could not be written"):
+        run = fit(made, logs=tmp_path, trainer={"max_epochs": 4}, checkpoint_seconds=600, checkpoint_steps=18)
+    assert tried == [7, 14, 25, 14, 28]
+    assert step_of(run.best) == 14
+    previous = read_checkpoint(tmp_path / "recipe" / "version_0" / "checkpoints" / "previous.ckpt")
+    assert previous["callbacks"]["checkpoints"]["best"] == 3.0, "of the best.ckpt that there was"
+
+
+def test_a_best_of_a_large_network_is_written_at_once(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "_LARGEST", 100)
+    files = Files(tmp_path)
+    made = recipe(metrics=scripted(3.0, 1.0, 2.0, 4.0), monitor="val/score")
+    fit(made, logs=tmp_path, trainer={"max_epochs": 4, "callbacks": [files]}, checkpoint_seconds=600)
+    assert files.seen[:3] == [{}, {"best": 7, "last": 7}, {"best": 14, "last": 7}]
+
+
+def test_files_at_the_ends_of_epochs_are_seconds_apart(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 1.0)  # a second a step, and one more an epoch
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    files = Files(tmp_path)
+    fit(recipe(), logs=tmp_path, trainer={"max_epochs": 6, "callbacks": [files]}, checkpoint_seconds=15)
+    assert files.steps() == [7, 21, 35, 42]
 
 
 # ---- within an epoch -------------------------------------------------------------------------------------------------
@@ -162,7 +265,13 @@ def test_no_files_where_none_are_wanted(recipe: MakeRecipe, tmp_path: Path) -> N
 
 def test_every_so_many_steps(recipe: MakeRecipe, tmp_path: Path) -> None:
     files = Files(tmp_path)
-    fit(recipe(), logs=tmp_path, trainer={"max_epochs": 2, "callbacks": [files]}, checkpoint_steps=3)
+    fit(
+        recipe(),
+        logs=tmp_path,
+        trainer={"max_epochs": 2, "callbacks": [files]},
+        checkpoint_steps=3,
+        checkpoint_seconds=0,
+    )
     assert files.steps() == [3, 6, 7, 10, 13, 14]  # counted from the file before, whatever made that one
     assert files.steps("previous") == [3, 6, 7, 10, 13]
 
@@ -171,7 +280,7 @@ def test_a_file_that_is_due_waits_for_the_validation_at_its_step(recipe: MakeRec
     files = Files(tmp_path)
     options = {"callbacks": [files], "val_check_interval": 2}
     made = recipe(metrics=scripted(3.0, 2.0, 1.0), monitor="val/score")
-    run = fit(made, logs=tmp_path, trainer=options, checkpoint_steps=4)
+    run = fit(made, logs=tmp_path, trainer=options, checkpoint_steps=4, checkpoint_seconds=0)
     assert files.steps() == [4, 7]
     assert files.steps("best") == [2, 4, 6], "the best is written at once: training goes on from there"
     previous = read_checkpoint(files.folder / "previous.ckpt")
@@ -227,7 +336,7 @@ def test_a_best_epoch_that_could_not_be_written_does_not_count(
     files = Files(tmp_path)
     made = recipe(metrics=scripted(5.0, 1.0, 3.0, 4.0), monitor="val/score")
     with pytest.warns(UserWarning, match="a checkpoint could not be written"):
-        run = fit(made, logs=tmp_path, trainer={"max_epochs": 4, "callbacks": [files]})
+        run = fit(made, logs=tmp_path, trainer={"max_epochs": 4, "callbacks": [files]}, checkpoint_seconds=0)
     assert files.steps("best") == [7, 21]
     assert files.steps() == [7, 21, 28]
     assert read_checkpoint(run.last_checkpoint or "")["callbacks"]["checkpoints"]["best"] == 3.0
@@ -266,8 +375,9 @@ class Spoils(Plugin):
 def test_weights_that_are_not_finite_are_never_written(
     recipe: MakeRecipe, step: int, every: int | None, kept: int, tmp_path: Path
 ) -> None:
+    made = recipe([Spoils(step)])
     with pytest.raises(NonFiniteError):
-        fit(recipe([Spoils(step)]), logs=tmp_path, trainer={"max_epochs": 3}, checkpoint_steps=every)
+        fit(made, logs=tmp_path, trainer={"max_epochs": 3}, checkpoint_steps=every, checkpoint_seconds=0)
     folder = tmp_path / "recipe" / "version_0" / "checkpoints"
     for path in folder.iterdir():
         assert all(bool(value.isfinite().all()) for value in read_checkpoint(path)["state_dict"].values()), path

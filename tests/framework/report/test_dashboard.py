@@ -23,7 +23,7 @@ from framework.engine.core import Core
 from framework.plugin import Plugin
 from framework.plugin.step import Step
 from framework.recipe.recipe import Recipe
-from framework.report.dashboard import Dashboard, hyperparameters, layout
+from framework.report.dashboard import Dashboard, histogram, hyperparameters, layout
 from framework.run.fit import fit
 
 
@@ -175,6 +175,17 @@ def test_weights_that_are_not_finite_are_left_out(core_of: Callable[..., Core], 
     events = dash(core=core, max_epochs=1)
     assert "weights/2.spare" not in events.Tags()["histograms"]
     assert events.Histograms("weights/0.infinite")[0].histogram_value.num == 1
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [-2.0], [0.0, 1.0, 1.0, 64.0], list(range(640))])
+def test_a_histogram_counts_as_numpy_does(values: list[float]) -> None:
+    found = histogram(torch.tensor(values))
+    counts, edges = np.histogram(np.array(values, dtype=np.float64), bins=64)
+    assert found["bucket_counts"] == [0, *counts.tolist()]
+    assert found["bucket_limits"] == pytest.approx(edges.tolist())
+    assert (found["min"], found["max"], found["num"]) == (min(values), max(values), len(values))
+    assert found["sum"] == sum(values)
+    assert found["sum_squares"] == sum(value**2 for value in values)
 
 
 def test_no_histograms(dash: Callable[..., Any]) -> None:
