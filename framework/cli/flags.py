@@ -39,6 +39,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "--resume": {"nargs": "?", "const": True},
     "--raw": {"action": "store_true"},
     "--checkpoint-steps": {"type": int},
+    "--attribute": {"type": int},
     "--checkpoint-minutes": {"type": float},
     "--checkpoint-seconds": {"type": float},
     **answers.KINDS,
@@ -120,6 +121,7 @@ def _own_flags(command: str) -> dict[str, tuple[str, str]]:
                 "least seconds between those at the ends of epochs; default 2",
             ),
         }
+        flags["--attribute"] = ("N", "look every N steps at what each plugin does to gradient and weights")
         flags["--on-nonfinite"] = ("stop|skip", "what to do if the loss is NaN or infinite; default stop")
     if command in (*EVALUATE, "export"):
         flags |= {

@@ -42,6 +42,7 @@ class Update:
     Attributes:
         monitor: tag of the metric that a plateau schedule monitors.
         modes: the optimizer's modes for training and evaluation.
+        needs_closure: whether the optimizer evaluates the objective itself; known once training starts.
 
     Raises:
         UserError: if clipping is misconfigured, or two plugins override ``second_gradient``.
@@ -62,7 +63,7 @@ class Update:
             raise UserError(f"gradient_clip_algorithm={clip[1]!r}: must be 'norm' or 'value'")
         if clip[0] is not None and (problem := problem_of(Positive, clip[0])):
             raise UserError(f"gradient_clip_val={clip[0]!r}: must be {problem}; leave it out to disable clipping")
-        self._second = self._answers.only("second_gradient")
+        self._answers.only("second_gradient")
         self._total: Tensor | None = None  # of the current step
         self.modes = Modes()
 
@@ -91,15 +92,15 @@ class Update:
         self._progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         self._schedules = trainer.lr_scheduler_configs
         closure = inspect.signature(self._optimizer.step).parameters.get("closure")
-        self._needs_closure = closure is not None and closure.default is inspect.Parameter.empty
-        if self._needs_closure and self._scaler is not None:
+        self.needs_closure = closure is not None and closure.default is inspect.Parameter.empty
+        if self.needs_closure and self._scaler is not None:
             raise UserError(
                 f"{type(self._optimizer).__name__} evaluates the objective several times a step, which a GradScaler"
                 " does not allow; use --trainer.precision 32-true or bf16-mixed"
             )
         if self._skips is not None:
-            self._skips.prepare(self._optimizer, self._needs_closure)
-        self._move = self._optimizer.step if self._needs_closure else Stepper(self._optimizer)
+            self._skips.prepare(self._optimizer, self.needs_closure)
+        self._move = self._optimizer.step if self.needs_closure else Stepper(self._optimizer)
         self._zeroing = [one for one in listeners(self._objective) if has_own(one, "on_before_zero_grad")]
         self._watching = [one for one in listeners(self._objective) if has_own(one, "on_before_optimizer_step")]
         return self._optimizer
@@ -110,7 +111,7 @@ class Update:
             self._progress.increment_ready()
             self.modes.train()
             self._follow()
-            moved = self._make_step_by_closure(window) if self._needs_closure else self._make_step(window)
+            moved = self._make_step_by_closure(window) if self.needs_closure else self._make_step(window)
             self._progress.increment_completed()
             if moved:
                 if self._answers.of("after_update"):
@@ -159,8 +160,8 @@ class Update:
         found = self._total is not None
         if skips is not None and skips.leave_out():
             return False
-        if found and self._second is not None:
-            self._replace_gradient(self._second, window)
+        if found and (second := self._answers.first("second_gradient")) is not None:
+            self._replace_gradient(second, window)
             if skips is not None and skips.leave_out():
                 return False
         if found and scaler is not None:
@@ -188,8 +189,8 @@ class Update:
                 total = total.clone()
                 torch.distributed.all_reduce(total)
                 total = total / step.world
-            if self._second is not None:
-                self._replace_gradient(self._second, window)
+            if (second := self._answers.first("second_gradient")) is not None:
+                self._replace_gradient(second, window)
             self._add_weight_gradients()
             self._finish_gradients()
             return total + sum(self.weight_terms().values())
@@ -229,7 +230,7 @@ class Update:
             parameter.grad = None
 
     def _add_weight_gradients(self) -> None:
-        if self._answers.of("weight_penalty_gradient"):
+        if self._answers.first("weight_penalty_gradient") is not None:
             with torch.no_grad():
                 self._answers.notify("weight_penalty_gradient", self._step)
 

@@ -80,7 +80,7 @@ class ForeignUpdate(Update):
                 raise UserError(
                     f"{name}.optimizer_step cannot be used with a GradScaler; use --trainer.precision bf16-mixed"
                 )
-            if not self._needs_closure:
+            if not self.needs_closure:
                 self._move = self._own_step  # type: ignore[assignment]
         if self.configured is not None:
             self._schedules = self.configured.schedules

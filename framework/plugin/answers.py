@@ -13,6 +13,8 @@ from framework.ops.keyed import key_of
 from framework.plugin.hooks import HOOK_POINTS
 from framework.plugin.plugin import Plugin, overrides
 
+Call = Callable[..., Any]
+
 
 class Answers:
     """The plugins that override each hook point, in recipe order, with one method per combining rule.
@@ -119,6 +121,34 @@ class Answers:
         """
         _refuse_two(hook, [plugin.name for plugin in self._of[hook]], None)
         return next(iter(self._calls[hook]), None)
+
+    def first(self, hook: str) -> Callable[..., Any] | None:
+        """Return what is called first at ``hook``, such as the bound method of a plugin, or None if nothing is."""
+        return next(iter(self._calls[hook]), None)
+
+    def pass_through(
+        self,
+        wrap: Callable[[str, str, Callable[..., Any]], Callable[..., Any]],
+        first: Mapping[str, Callable[..., Any]],
+    ) -> Callable[[], None]:
+        """Let every call of a plugin pass through a function, and return what ends that.
+
+        Args:
+            wrap: returns what is called in place of a plugin's method, given hook point, plugin's name and method.
+            first: what is called before the plugins at a hook point of rule ``notify``.
+        """
+        kept = self._calls, self._named
+        named = {
+            hook: tuple((name, wrap(hook, name, call)) for name, call in found) for hook, found in self._named.items()
+        }
+        self._named = named
+        self._calls = {hook: tuple(call for _, call in found) for hook, found in named.items()}
+        self._calls |= {hook: (call, *self._calls[hook]) for hook, call in first.items()}
+
+        def end() -> None:
+            self._calls, self._named = kept
+
+        return end
 
 
 def _refuse_two(hook: str, names: Sequence[str], rival: str | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from framework.engine.attribution import Attribution
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError
 from framework.plugin.plugin import Plugin, overrides
@@ -36,6 +37,7 @@ class RunSpec:
         without: names of plugins to remove.
         on_nonfinite: ``"stop"`` or ``"skip"``: what to do if the objective is infinite or not a number; None for
             ``"stop"``.
+        attribute: steps between two looks at what plugins do, None for none.
 
     Raises:
         UserError: if one of them is wrong.
@@ -51,7 +53,9 @@ class RunSpec:
         with_: Additions,
         without: Iterable[str],
         on_nonfinite: OnNonFinite | None = None,
+        attribute: int | None = None,
     ) -> None:
+        self.attribute = attribute
         self._seed, self._on_nonfinite = as_python(seed), on_nonfinite
         seed = 0 if seed is None else as_python(seed)
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -103,6 +107,7 @@ class RunSpec:
         if training:
             self.trainer = {**record["trainer"], **self.trainer}
             self.on_nonfinite = self._on_nonfinite or record["on_nonfinite"]
+            self.attribute = self.attribute or record.get("attribute")
 
     def _added_before(self, kept: Any) -> tuple[str, dict[str, Any]] | Plugin:
         """Return a plugin that was added to an earlier run, as ``run.json`` names it."""
@@ -140,6 +145,8 @@ class RunSpec:
 
     def _edited(self, recipe: Recipe, local: Mapping[str, type[Plugin]] | None) -> Recipe:
         edited = apply_edits(recipe, self.settings, self.additions, self.without, local=local)
+        if self.attribute is not None:
+            edited = dataclasses.replace(edited, plugins=[*edited.plugins, Attribution(self.attribute)])
         return dataclasses.replace(edited, trainer=self.options(edited))
 
     def options(self, recipe: Recipe) -> dict[str, Any]:
@@ -157,6 +164,7 @@ class RunSpec:
             "without": self.without,
             "seed": self.seed,
             "on_nonfinite": self.on_nonfinite,
+            "attribute": self.attribute,
         }
 
 

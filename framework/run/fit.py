@@ -54,6 +54,7 @@ def fit(
     without: Iterable[str] = (),
     logs: str | Path | None = "lightning_logs",
     on_nonfinite: OnNonFinite | None = None,
+    attribute: int | None = None,
     resume: bool | str | Path = False,
     weights: str | Path | None = None,
     checkpoint_steps: int | None = None,
@@ -86,6 +87,8 @@ def fit(
         on_nonfinite: what to do if the objective is infinite or not a number: ``"stop"`` (the default) with a
             :class:`framework.errors.NonFiniteError` that says where the value comes from, or ``"skip"`` such steps and
             count them.
+        attribute: steps between two looks at what each plugin does to gradient and weights, and what time it takes:
+            curves ``attribution/...``, and a table in the summary; None for none.
         resume: resume a run instead of starting one: True for the recipe's last unfinished run in ``logs``, or the
             run's folder. The other arguments override those that the run was started with.
         weights: file from which the network's weights are loaded: a checkpoint of a run or of Lightning, a saved
@@ -107,7 +110,7 @@ def fit(
         recipe = Recipe(module=recipe, data=data, plugins=list(plugins))
     elif data is not None or plugins:
         raise UserError("fit(recipe, data, plugins): a recipe has its own; they are for a LightningModule")
-    spec = RunSpec(recipe, seed, parameters, trainer, settings, with_, without, on_nonfinite)
+    spec = RunSpec(recipe, seed, parameters, trainer, settings, with_, without, on_nonfinite, attribute)
     folder, before = None, None
     if resume:
         folder = run_to_resume(None if resume is True else resume, Path(str(logs)), spec.name)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from framework.engine.attribution import Attribution
 from framework.ops.patterns import parameter_counts
 from framework.report.progress import duration, number
 from framework.report.table import table
@@ -25,7 +26,7 @@ def summarize(run: Run) -> str:
     Args:
         run: a run that ended, in whatever way.
     """
-    parts = [_heading(run), _metrics(run), _size(run), *_phases(run), _next(run)]
+    parts = [_heading(run), _metrics(run), _attribution(run), _size(run), *_phases(run), _next(run)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -50,6 +51,17 @@ def _metrics(run: Run) -> str:
         columns = {f"best (epoch {run.best_epoch + 1})": run.metrics, f"last (epoch {run.epochs})": run.last}
     rows = [[tag, *(_cell(values.get(tag)) for values in columns.values())] for tag in tags]
     return table(rows, ["metric", *columns], width=_WIDTH) if rows else ""
+
+
+def _attribution(run: Run) -> str:
+    """Return the table of what each plugin did, the means over all looks; empty without any."""
+    looks = [one for one in run.recipe.plugins if isinstance(one, Attribution)]
+    means = looks[0].means if looks else {}
+    kinds = ("share", "cosine", "change", "edit", "time")
+    names = dict.fromkeys(tag.split("/", 1)[1].rpartition("/")[0] for tag in means)
+    rows = [[name, *(_cell(means.get(f"attribution/{name}/{kind}")) for kind in kinds)] for name in names]
+    head = ["plugin", "share", "cosine", "change", "edit", "time"]
+    return table(rows, head, width=_WIDTH) if rows else ""
 
 
 def _size(run: Run) -> str:
