@@ -133,6 +133,11 @@ class ActivationSparsity(Plugin):
         """Return the settings of another kind."""
         return () if self.kind == "kl" else ("rho",)
 
+    @property
+    def proportional(self) -> Collection[str]:
+        """Return the strength, to which what is added is proportional."""
+        return () if self.kind == "k_winners" else ("alpha",)
+
     def check(self) -> None:
         """Check that the kind's strength is given, and that of the other kinds is not."""
         wanted, other, example = ("k", "alpha", 0.1) if self.kind == "k_winners" else ("alpha", "k", 1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -169,6 +169,11 @@ class Adversarial(Plugin):
         """Return the checks that cannot pass, with the reason: the direction counts as a constant."""
         reason = "the direction counts as constant, though it follows the weights"
         return {"gradcheck": reason} if self.kind == "vat" else {}
+
+    @property
+    def proportional(self) -> Collection[str]:
+        """Return the strength, to which what is added is proportional."""
+        return ("alpha",)
 
     def check(self) -> None:
         """Refuse outputs where no divergence is computed."""

@@ -73,6 +73,11 @@ class HiddenNoise(Plugin):
         """Return the settings of another kind."""
         return ("std",) if self.kind == "masking" else ()
 
+    @property
+    def proportional(self) -> Collection[str]:
+        """Return the strength, to which what is added is proportional."""
+        return () if self.kind == "masking" else ("std",)
+
     def check(self) -> None:
         """Check that masking has a rate, and that no other kind has one."""
         check_rate("HiddenNoise", self.kind, self.rate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -99,6 +99,11 @@ class NormPenalty(Plugin):
     def limits(self) -> Mapping[str, str]:
         """Return the checks that cannot pass with a proximal step, with the reason."""
         return {"slope": "the proximal step takes the place of the gradient"} if self.proximal else {}
+
+    @property
+    def proportional(self) -> Collection[str]:
+        """Return the strength, to which what is added is proportional."""
+        return () if self.proximal else ("alpha",)
 
     def check(self) -> None:
         """Raise an error if settings contradict one another."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -180,6 +180,11 @@ class WeightNoise(Plugin):
         {"std": 0.1, "weights": "LSTM", "fresh": "sequence", "in": "tokens"},
     )
     absent = ({"std": 0.0},)
+
+    @property
+    def proportional(self) -> Collection[str]:
+        """Return the strength, to which what is added is proportional."""
+        return ("std",)
 
     def limits(self) -> Mapping[str, str]:
         """Return the checks that cannot pass with noise per micro-batch or relative to the weight, with the reason."""

@@ -23,6 +23,7 @@ from framework.engine.loading import Loading
 from framework.engine.logged import add_logged
 from framework.engine.place import Place
 from framework.engine.recorder import Recorder
+from framework.engine.sensitivity import Sensitivity, validation_gradient
 from framework.engine.skips import OnNonFinite, Skips
 from framework.engine.state import restore_run, state_of_run
 from framework.engine.update import Update
@@ -131,6 +132,14 @@ class Core(Loading):
             self.update.monitor = scheduler.get("monitor") or "val/loss"
             config["lr_scheduler"] = {key: value for key, value in scheduler.items() if key != "monitor"}
         return config
+
+    def sensitivity(self, window: Window, vector: Sequence[Tensor], names: Sequence[str]) -> dict[str, float]:
+        """Return how the step's gradient, multiplied by a vector, changes with the logarithms of plugins' strengths."""
+        return Sensitivity(self, self.again, self.gradient, names)(window, vector)
+
+    def validation_gradient(self, weights: Sequence[Tensor], samples: int, look: int) -> list[Tensor]:
+        """Return the gradient of J over validation samples, in evaluation mode, in turn by the number of the look."""
+        return validation_gradient(self, weights, samples, look)
 
     # ---- training ----------------------------------------------------------------------------------------------------
 

@@ -135,6 +135,14 @@ class Gradient:
             torch.distributed.broadcast(buffer, 0)
         return total
 
+    def through(self, window: Window, backward: Callable[[Tensor], None]) -> None:
+        """Evaluate one window with a backward pass of the caller's, once for each micro-batch's share of the sum."""
+        kept, self._backward = self._backward, backward
+        try:
+            self(window)
+        finally:
+            self._backward = kept
+
     def _placed(self, window: Window, samples: int) -> Window:
         """Return a window of a user's loader with its place among the samples of all ranks, which only they know."""
         step = self._objective.at

@@ -74,6 +74,14 @@ class Facts(Callback):
         return ()
 
     @property
+    def proportional(self) -> Collection[str]:
+        """Settings above 0 to which everything that the plugin adds is proportional: to a gradient, batch or weight.
+
+        A penalty's strength and the standard deviation of noise are such; a rate of masking is none.
+        """
+        return ()
+
+    @property
     def state_key(self) -> str:
         """The plugin's key in checkpoints."""
         return self.name

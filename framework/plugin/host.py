@@ -103,6 +103,12 @@ class Host(Protocol):
     def training_batches(self, limit: int) -> Iterator[Any]:
         """Yield up to ``limit`` training batches on the device, the same on every rank; training is unaffected."""
 
+    def sensitivity(self, window: Any, vector: Sequence[Tensor], names: Sequence[str]) -> dict[str, float]:
+        """Return how the step's gradient, multiplied by a vector, changes with the logarithms of plugins' strengths."""
+
+    def validation_gradient(self, weights: Sequence[Tensor], samples: int, look: int) -> list[Tensor]:
+        """Return the gradient of J over validation samples, in evaluation mode, in turn by the number of the look."""
+
     def training_loss(self) -> float:
         """Return J over the training part at the evaluation weights, in evaluation mode."""
 
