@@ -60,7 +60,7 @@ class StrengthTuner(Plugin):
 
     strengths: str | list[str]
     every: PositiveInt = 10
-    samples: PositiveInt = 512
+    samples: PositiveInt = 128
     rate: Positive = 0.05
     reach: Annotated[float, Bounds(low=1, open_low=True)] = 100.0
 
