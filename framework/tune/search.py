@@ -77,8 +77,8 @@ def tune(
         cocktail: search also which plugins are used.
         workers: processes that train trials at the same time.
         seeds: runs of each trial, with seeds from 0.
-        folds: runs of each trial with ``fold=0`` to ``folds - 1``, for a recipe with a parameter ``fold``; 0 for its own
-            split.
+        folds: runs of each trial with ``fold=0`` to ``folds - 1``, for a recipe with a parameter ``fold``; 0 for its
+            own split.
         metric: tag of the figure, None for the recipe's monitor.
         mode: ``"min"`` or ``"max"``, None for what the metric says.
         prune: give up trials early: ``"median"``, ``"asha"`` (successive halving), ``"hyperband"``, by the first run's
