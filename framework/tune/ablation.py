@@ -16,7 +16,7 @@ from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, Source
 from framework.tune.comparison import higher_of, report, row_of
 from framework.tune.jobs import Job, ended, error_of, main, work
-from framework.tune.order import Order
+from framework.tune.order import Order, check_name
 from framework.tune.runs import Trained
 from framework.tune.space import left_out, regularizes
 from framework.tune.supervise import keep_running
@@ -80,6 +80,7 @@ def ablate(
         raise UserError(f"seeds={seeds!r}: must be a whole number >= 2")
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise UserError(f"workers={workers!r}: must be a whole number >= 1")
+    check_name(name)
     order = Order(recipe, name, Path(), "", dict(parameters or {}), dict(trainer or {}), dict(settings or {}))
     order.with_, order.without, order.metric, order.mode = list(with_), list(without), metric, mode
     order.folder = Path(logs) / order.spec({}).name / "ablations" / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -142,9 +143,20 @@ class Order:
 
     def fingerprint(self, space: str) -> dict[str, Any]:
         """Return what must not change between two commands on one study."""
-        names = ("parameters", "trainer", "settings", "with_", "without", "seeds", "folds", "metric", "mode", "sampler")
+        changes = ("parameters", "trainer", "settings", "with_", "without")
+        names = (*changes, "seeds", "folds", "metric", "mode", "sampler", "seed")
         kept = {name: plain(getattr(self, name)) for name in names}
         return {"recipe": self.spec({}).name, **kept, "space": space}
+
+
+def check_name(name: str) -> None:
+    """Check the name of a study or ablation, which is that of a folder.
+
+    Raises:
+        UserError: if it could be a path.
+    """
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+        raise UserError(f"name={name!r}: must consist of letters, digits, '_', '-' and '.'")
 
 
 def _name(added: Any) -> str:

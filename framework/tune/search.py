@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
@@ -18,7 +18,7 @@ from framework.recipe.spec import Additions, Source
 from framework.run.evaluate import test
 from framework.run.fit import fit
 from framework.settings import plain
-from framework.tune.order import Order, Prune, Sampler
+from framework.tune.order import Order, Prune, Sampler, check_name
 from framework.tune.results import Study
 from framework.tune.space import Space
 from framework.tune.storage import JOURNAL, hidden, open_study
@@ -104,7 +104,19 @@ def tune(
         UserError: if the space is empty, a range is not possible, the study is one of another recipe or space, the
             storage cannot be reached, or ten trials in a row failed.
     """
-    _check(trials=trials, minutes=minutes, epochs=epochs, workers=workers, seeds=seeds, folds=folds, prune=prune)
+    _check(
+        trials=trials,
+        minutes=minutes,
+        epochs=epochs,
+        workers=workers,
+        seeds=seeds,
+        folds=folds,
+        prune=prune,
+        sampler=sampler,
+        mode=mode,
+        study=name,
+        recipe=recipe,
+    )
     order = Order(
         recipe,
         name,
@@ -177,6 +189,15 @@ def begin(order: Order, workers: int) -> Study:
 
 
 def _check(**given: Any) -> None:
+    for name, choices in (("prune", get_args(Prune)), ("sampler", get_args(Sampler)), ("mode", (None, "min", "max"))):
+        if given[name] not in choices:
+            raise UserError(f"{name}={given[name]!r}: must be one of {', '.join(map(repr, choices))}")
+    check_name(given["study"])
+    if given["workers"] != 1 and getattr(given["recipe"], "__module__", None) == "__main__":
+        raise UserError(
+            f"workers={given['workers']!r}: workers cannot import a recipe from a notebook or script; write it into a"
+            " file of its own, and give its path"
+        )
     for name in ("trials", "workers", "seeds", "epochs"):
         value = given[name]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -221,10 +242,11 @@ def _test(order: Order, study: Study) -> None:
     best = study.best
     assert best is not None
     tested = study.study.user_attrs.get("tested") or {}
-    if tested.get("trial") == best.number or order.spec({}).build().data.test is None:
+    folders = study.runs(best)  # none if they are on another machine, which tests them
+    if tested.get("trial") == best.number or not folders or order.spec({}).build().data.test is None:
         return
     found: dict[str, list[float]] = {}
-    for folder in study.runs(best):
+    for folder in folders:
         quiet = {"enable_progress_bar": False}
         for tag, value in test(order.factory(), run=folder, ckpt="best", trainer=quiet).items():
             found.setdefault(tag, []).append(value)

@@ -87,6 +87,11 @@ def test_more_is_better_for_an_accuracy(toy: Path, tmp_path: Path) -> None:
         ({"minutes": -1.0}, r"minutes=-1.0: must be above 0"),
         ({"folds": 1}, r"folds=1: must be a whole number >= 2"),
         ({"prune": "wilcoxon"}, r"prune='wilcoxon': compares trials by their seeds or folds"),
+        ({"prune": "often"}, r"prune='often': must be one of 'none', 'median'"),
+        ({"sampler": "grid"}, r"sampler='grid': must be one of 'tpe', 'random'"),
+        ({"mode": "low"}, r"mode='low': must be one of None, 'min', 'max'"),
+        ({"name": "../x"}, r"name='../x': must consist of letters"),
+        ({"seed": 1}, r"is another one \(seed: 0 → 1\)"),
         ({"workers": 10**6}, r"workers=1000000: each needs some [\d,]+ MiB"),
     ],
 )
@@ -94,6 +99,15 @@ def test_bad_input(given: dict[str, Any], words: str, alone: Study, toy: Path) -
     logs = alone.order.folder.parents[2]
     with pytest.raises(UserError, match=words):
         tune(toy, **{"trials": 12, "cocktail": True, "logs": logs, **given})
+
+
+def test_a_recipe_of_a_script_is_for_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def recipe() -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(recipe, "__module__", "__main__")
+    with pytest.raises(UserError, match=r"workers=2: workers cannot import a recipe from a notebook or script"):
+        tune(recipe, workers=2)
 
 
 def test_budgets(toy: Path, tmp_path: Path) -> None:
