@@ -44,9 +44,9 @@ def recipe(epochs: int = 30) -> Recipe:
 
 def figures(folder: Path, workers: int, trials: int, epochs: int) -> dict[int, Any]:
     """Run a study, or go on with it, and return settings and figures of its trials by number."""
-    (folder / "toy.py").write_text(RECIPE)
+    (folder / "killed_recipe.py").write_text(RECIPE)
     study = tune(
-        folder / "toy.py",
+        folder / "killed_recipe.py",
         trials=trials,
         workers=workers,
         sampler="random",

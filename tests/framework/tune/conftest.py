@@ -57,6 +57,6 @@ def recipe(
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the path of the recipe file."""
-    path = tmp_path_factory.mktemp("toy") / "toy.py"
+    path = tmp_path_factory.mktemp("searched") / "searched_recipe.py"
     path.write_text(RECIPE)
     return path

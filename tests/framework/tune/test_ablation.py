@@ -75,9 +75,7 @@ def test_workers_make_the_same(done: Report, toy: Path, tmp_path: Path) -> None:
 
 def test_a_failing_arm_is_told_and_the_others_go_on(toy: Path, tmp_path: Path) -> None:
     path = tmp_path / "odd.py"
-    text = (
-        toy.read_text().replace("class ", "class ").replace("    plugins = [\n", "    plugins = [\n        Needs(),\n")
-    )
+    text = toy.read_text().replace("    plugins = [\n", "    plugins = [\n        Needs(),\n")
     odd = """
 
 class Needs(Plugin):

@@ -27,7 +27,7 @@ def logs(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def version(logs: Path, number: int) -> Path:
-    return logs / "toy" / f"version_{number}"
+    return logs / "searched_recipe" / f"version_{number}"
 
 
 def test_settings_are_named_by_what_differs(logs: Path) -> None:

@@ -47,7 +47,10 @@ def test_two_ranks_are_given_up_at_the_same_step(toy: Path, tmp_path: Path) -> N
     assert "given up early" in done.stdout
     lines = [line for line in done.stdout.splitlines() if "given up at" in line]
     assert lines
-    records = [_record(path) for path in (tmp_path / "toy/studies/study/trials").glob("*/*/toy/version_0")]
+    records = [
+        _record(path)
+        for path in (tmp_path / "searched_recipe/studies/study/trials").glob("*/*/searched_recipe/version_0")
+    ]
     assert len(records) == 10
     assert sum(record["epochs"] < 9 for record in records) == len(lines)
     assert all(record["steps"] == 2 * record["epochs"] for record in records)

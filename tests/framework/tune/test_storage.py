@@ -124,7 +124,9 @@ def test_two_machines_work_on_one_study(postgres: str, toy: Path, tmp_path: Path
     study, _ = open_study(postgres, "study", "minimize", create=False)
     alone = tune(toy, trials=12, sampler="random", logs=tmp_path / "alone")
     assert {one.number: one.value for one in study.trials} == {one.number: one.value for one in alone.trials}
-    folders = [{path.name for path in (tmp_path / name).glob("toy/studies/study/trials/*")} for name in ("a", "b")]
+    folders = [
+        {path.name for path in (tmp_path / name).glob("searched_recipe/studies/study/trials/*")} for name in ("a", "b")
+    ]
     assert not folders[0] & folders[1]
     assert len(folders[0] | folders[1]) == 12
 
