@@ -103,7 +103,7 @@ class StrengthTuner(Plugin):
         """Find the settings."""
         self.core_, self.window_ = core, None
         named = {plugin.name: plugin for plugin in core.plugins if plugin is not self}
-        self.plugins_ = {}
+        self.plugins_: dict[str, tuple[Any, str, float]] = {}
         for one in self.moves:
             name, setting = one.split(".")
             if name not in named:
@@ -122,6 +122,10 @@ class StrengthTuner(Plugin):
                 raise UserError(f"StrengthTuner(strengths={one!r}): {setting}={value!r}; must be one number above 0")
             if any(other is not self and one in other.moves for other in core.plugins):
                 raise UserError(f"StrengthTuner(strengths={one!r}): another plugin changes it too; remove one")
+            if any(plugin is known for known, _, _ in self.plugins_.values()):
+                raise UserError(
+                    f"StrengthTuner(strengths={self.strengths!r}): two of {name}; name one setting a plugin"
+                )
             self.plugins_[one] = (plugin, setting, float(value))
         self.logs_ = dict.fromkeys(self.plugins_, 0.0)
         self.moments_ = {one: [0.0, 0.0] for one in self.plugins_}

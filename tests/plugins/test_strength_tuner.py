@@ -211,6 +211,16 @@ def test_strengths_of_zero_or_several_numbers(digits: Any) -> None:
     for alpha in (0.0, {"0": 0.1, "*": 0.2}):
         with pytest.raises(UserError, match=r"alpha=.*; must be one number above 0"):
             fit(recipe(digits, StrengthTuner("norm_penalty.alpha"), NormPenalty(alpha)), logs=None)
+
+    class Two(NormPenalty):
+        proportional = ("alpha", "scale")  # type: ignore[assignment]
+
+    with pytest.raises(UserError, match=r"two of two; name one setting a plugin"):
+        fit(recipe(digits, StrengthTuner(["two.alpha", "two.scale"]), Two(0.1)), logs=None)
+    made = recipe(digits, StrengthTuner("norm_penalty.alpha"), NormPenalty(0.1))
+    made.compile = {"backend": "eager"}
+    with pytest.raises(UserError, match=r"a compiled network cannot be differentiated twice; leave compile out"):
+        fit(made, logs=None)
     with pytest.raises(UserError, match=r"must be '<plugin>.<setting>'"):
         StrengthTuner("alpha")
     made = recipe(digits, StrengthTuner("norm_penalty.alpha"), NormPenalty(0.1))
