@@ -97,10 +97,12 @@ def _database(where: str) -> BaseStorage:
     """Open a database; two machines that make its tables at the same time hinder one another, so this tries again."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import IntegrityError, ProgrammingError
+    from sqlalchemy.pool import NullPool
 
     for rest in range(_TRIES, -1, -1):
         try:
-            return RDBStorage(where)
+            # a worker trains for long between two words, and servers limit how many connections are open
+            return RDBStorage(where, engine_kwargs={"poolclass": NullPool})
         except (IntegrityError, ProgrammingError):
             if not rest:
                 raise
