@@ -130,7 +130,7 @@ class StrengthTuner(Plugin):
         self.logs_ = dict.fromkeys(self.plugins_, 0.0)
         self.moments_ = {one: [0.0, 0.0] for one in self.plugins_}
         self.count_ = 0
-        self.before_: list[Tensor] | None = None
+        self.before_: dict[Tensor, Tensor] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check optimizer and network."""
@@ -150,7 +150,8 @@ class StrengthTuner(Plugin):
             setattr(plugin, setting, start * math.exp(self.logs_[one]))
             step.record(f"strength/{one}", getattr(plugin, setting))
         looks = (step.index + 1) % self.every == 0
-        self.before_ = [weight.detach().clone() for weight in self._weights()] if looks else None
+        # of all, since a plugin may thaw some in this step
+        self.before_ = {one: one.detach().clone() for one in self.core_.model.parameters()} if looks else None
 
     def after_update(self, step: Step) -> None:
         """Move the strengths."""
@@ -172,14 +173,14 @@ class StrengthTuner(Plugin):
         vector = core.validation_gradient(weights, self.samples, self.count_)
         groups = {weight: group for group in optimizer.param_groups for weight in group["params"]}
         answered = []
-        for weight, value, old in zip(weights, vector, before, strict=True):
+        for weight, value in zip(weights, vector, strict=True):
             if weight.grad is None or weight not in groups:
                 answered.append(torch.zeros_like(weight))
                 continue
-            answered.append(value * response(optimizer, groups[weight], weight, weight.grad, old))
+            answered.append(value * response(optimizer, groups[weight], weight, weight.grad, before[weight]))
         with core.edits.nested(rare=True):
-            for weight, old in zip(core.edits.save(weights), before, strict=True):
-                weight.copy_(old)
+            for weight in core.edits.save(weights):
+                weight.copy_(before[weight])
             names = [plugin.name for plugin, _, _ in self.plugins_.values()]
             found = core.sensitivity(self.window_, answered, names)
         return {one: -found[plugin.name] for one, (plugin, _, _) in self.plugins_.items()}
