@@ -17,7 +17,7 @@ from tests.soak import Killer, recipe
 
 
 class Sample(NamedTuple):
-    """What the process holds after so many steps: MiB of memory, open files, KiB of the last checkpoint, checkpoint files."""
+    """What the process holds after so many steps: MiB of memory, open files, KiB of a checkpoint, checkpoints."""
 
     step: int
     memory: float
@@ -36,8 +36,8 @@ class Watch(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step % self.every == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            kept = {path.name: path.stat().st_size for path in self.logs.rglob("*.ckpt")}
-            disk = kept.get("last.ckpt", 0)  # that of the best epoch may hold copies of what others share
+            kept = [path.stat().st_size for path in self.logs.rglob("*.ckpt")]
+            disk = min(kept, default=0)  # one that waited in memory holds copies of what others share
             files = len(list(Path("/proc/self/fd").iterdir()))
             self.samples.append(Sample(trainer.global_step, resident / 2**20, files, disk / 2**10, len(kept)))
 
