@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -58,11 +59,14 @@ def report(
 ) -> Report:
     """Return a report whose p-values are corrected over all of its rows."""
     sign = 1.0 if higher else -1.0
+    # by place, since two rows may have the same name where numbers are rounded
     gains = {
-        row.name: [sign * (a - b) for a, b in zip(row.figures, row.others, strict=True)] for row in rows if row.figures
+        place: [sign * (a - b) for a, b in zip(row.figures, row.others, strict=True)]
+        for place, row in enumerate(rows)
+        if row.figures
     }
     found = compare_pairs(gains, higher_is_better=True)
-    told = tuple(_replace(row, found.get(row.name)) for row in rows)
+    told = tuple(dataclasses.replace(row, found=found.get(place, row.found)) for place, row in enumerate(rows))
     return Report(title, metric, higher, told, (first, other), tuple(notes))
 
 
@@ -101,10 +105,6 @@ def higher_of(run: Trained, metric: str, mode: str | None) -> bool:
     return higher
 
 
-def _replace(row: Row, found: Comparison | None) -> Row:
-    return Row(row.name, row.figures, row.others, found or row.found, row.seconds, row.memory, row.note)
-
-
 def _settings(every: Sequence[Trained]) -> list[list[Trained]]:
     """Return the runs of each setting, each pair once: the newest counts."""
     groups: list[tuple[dict[str, Any], dict[Any, Trained]]] = []
@@ -125,7 +125,7 @@ def _names(settings: list[dict[str, Any]]) -> list[str]:
     for whole, found in zip(settings, differences(settings), strict=True):
         plugins = {name.removeprefix(PLUGIN): one for name, one in found.items() if name.startswith(PLUGIN)}
         parts = [
-            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+            f"{name}={value}"
             for name, value in found.items()
             if value is not None and not name.startswith(PLUGIN) and name.partition(".")[0] not in plugins
         ]

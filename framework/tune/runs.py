@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ class Trained:
             entries[PLUGIN + name] = plugin["class"]
             entries |= {f"{name}.{key}": value for key, value in plugin.get("settings", {}).items() if key != "name"}
         options = self.record.get("trainer_options") or {}
-        return entries | {f"trainer.{key}": value for key, value in options.items() if not key.startswith("enable_")}
+        entries |= {f"trainer.{key}": value for key, value in options.items() if not key.startswith("enable_")}
+        # of an object only its address is recorded, which is another one in each process
+        return {name: value for name, value in entries.items() if " at 0x" not in str(value)}
 
     def figure(self, metric: str) -> float:
         """Return a metric at the best epoch.
@@ -84,13 +87,18 @@ def runs_in(paths: Iterable[str | Path]) -> list[Trained]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"no such folder: {path}")
-        files = sorted(path.rglob("run.json")) if path.is_dir() else []
+        files = sorted(path.rglob("run.json"), key=_in_order) if path.is_dir() else []
         ended = [Trained(file.parent, record) for file in files if (record := _record(file)) is not None]
         if not ended:
             unfinished = f"; {len(files)} did not end: {some([str(file.parent) for file in files])}" if files else ""
             raise UserError(f"{path}: no run that ended in it{unfinished}")
         found |= {one.folder.resolve(): one for one in ended}
     return list(found.values())
+
+
+def _in_order(path: Path) -> list[tuple[int, str]]:
+    """Return a key by which version_2 comes before version_10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _record(file: Path) -> dict[str, Any] | None:

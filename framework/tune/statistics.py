@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
+
+Key = TypeVar("Key", bound=Hashable)
 
 _LEVEL = 0.05
 _EXACT = 12  # pairs up to which all 2^n signs are tried
@@ -200,7 +203,7 @@ def pairs_needed(differences: Sequence[float], power: float = 0.8) -> int | None
     return max(6, math.ceil(needed)) if needed < 1e6 else None
 
 
-def compare_pairs(table: Mapping[str, Sequence[float]], *, higher_is_better: bool) -> dict[str, Comparison]:
+def compare_pairs(table: Mapping[Key, Sequence[float]], *, higher_is_better: bool) -> dict[Key, Comparison]:
     """Return for each row of a table what its paired differences say, p-values corrected over the table.
 
     Args:

@@ -48,6 +48,17 @@ def test_an_argument_that_was_given_as_its_default_is_no_difference(logs: Path, 
         compare([one, version(logs, 3)])
 
 
+def test_settings_whose_names_look_alike_have_their_own_rows(logs: Path, tmp_path: Path) -> None:
+    record = json.loads((version(logs, 0) / "run.json").read_text())
+    for number, (rate, loss) in enumerate([(0.1, 1.0), (0.10000001, 2.0), (0.10000002, 3.0)]):
+        folder = tmp_path / f"version_{number}"
+        folder.mkdir()
+        changed = {**record["arguments"], "rate": rate}
+        metrics = {"val/loss": loss}
+        (folder / "run.json").write_text(json.dumps({**record, "arguments": changed, "metrics": metrics}))
+    assert [row.found.mean for row in compare([tmp_path]).rows] == [-1.0, -2.0]
+
+
 def test_more_is_better_for_an_accuracy_and_folds_are_pairs(toy: Path, tmp_path: Path) -> None:
     for fold in (0, 1):
         for rate in (0.01, 0.1):

@@ -54,6 +54,19 @@ def test_what_was_trained_is_told_without_what_only_shows_it() -> None:
     assert (run.higher_is_better("val/loss"), run.higher_is_better("val/f1")) == (False, None)
 
 
+def test_runs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folders = [write(tmp_path / "toy" / f"version_{number}") for number in (2, 10, 1)]
+    assert [run.folder for run in runs_in([tmp_path])] == [folders[2], folders[0], folders[1]]
+
+
+def test_objects_are_no_difference() -> None:
+    one, other = (
+        Trained(Path(), {**RECORD, "trainer_options": {"callbacks": [f"<Look object at 0x7f{place}>"]}})
+        for place in (1, 2)
+    )
+    assert one.setting == other.setting
+
+
 @pytest.mark.parametrize("name", ["nowhere", "empty", "unfinished"])
 def test_folders_without_runs(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
