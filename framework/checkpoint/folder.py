@@ -23,6 +23,7 @@ from framework.errors import UserError
 from framework.settings import plain
 
 KEY = "checkpoints"  # of the checkpoint callback's state in a checkpoint
+ENDED = ("finished", "stopped")  # status of a run that came to its end
 NEXT = "next"  # name of a checkpoint that has not got its final names yet
 
 _PACKAGES = ("jtilde", "torch", "pytorch-lightning", "torchmetrics", "numpy")

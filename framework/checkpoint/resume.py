@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from framework.checkpoint.events import sizes_of, take_back
 from framework.checkpoint.file import read_checkpoint, read_data
-from framework.checkpoint.folder import KEY, NEXT, RunFolder, previous
+from framework.checkpoint.folder import ENDED, KEY, NEXT, RunFolder, previous
 from framework.checkpoint.ranks import is_first
 from framework.engine.state import BadCheckpoint
 from framework.errors import UserError, one_line
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # hook points whose results shape the state of the optimizer or the network
 _MARKS = ("prepare_model", "group_parameters", "make_optimizer", "make_scheduler")
-_ENDED = ("finished", "stopped")
 _CORE_BEFORE = "framework.module.Core"  # the name of framework.Core in run.json of version 0.1.0
 
 
@@ -74,7 +73,7 @@ def run_to_resume(named: str | Path | None, logs: Path, name: str) -> RunFolder:
             status = folder.read()["status"]
         except UserError:  # the process was killed right after it made the folder
             continue
-        if status not in _ENDED:
+        if status not in ENDED:
             return folder
     raise UserError(
         f"--resume: no run of {name!r} in {logs} is unfinished; leave --resume out, or name a run: --resume RUN"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pytorch_lightning import Callback
 
-from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.folder import ENDED, RunFolder
 from framework.checkpoint.ranks import is_first
 from framework.checkpoint.resume import (
     Start,
@@ -176,7 +176,7 @@ def _resume(
         The checkpoint, and the entries "resumed" for ``run.json``.
     """
     differing = check_unchanged(folder, before, record, core)
-    if before["status"] in ("finished", "stopped") and not differing:
+    if before["status"] in ENDED and not differing:
         raise UserError(
             f"--resume {folder.path}: this run has ended ({before['status']}); to train it further, give"
             " --trainer.max_epochs"
@@ -247,7 +247,7 @@ def _run(
             save.accept.withdraw()
         elif folder is not None:
             # a phase may follow; a run that is interrupted in it is resumed there
-            may_continue = status in ("finished", "stopped") and run.core.answers.of("next_phase")
+            may_continue = status in ENDED and run.core.answers.of("next_phase")
             folder.write({**record, "status": "running" if may_continue else status, **results_of(run)})
     ended = before is not None and before["status"] == "stopped"
     if (

@@ -35,7 +35,7 @@ def dry(recipe: Source, **given: Any) -> str:
     lines = ["searched:", table(Space(order, built).rows(), ["name", "range", "in the recipe"])]
     overrides = order.overrides({})
     epochs = int(built.trainer.get("max_epochs") or 1)
-    overrides["trainer"] |= {"max_epochs": 1, "enable_progress_bar": False, "enable_model_summary": False}
+    overrides["trainer"]["max_epochs"] = 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of patience longer than one epoch, and the like
         seconds = fit(order.factory(), seed=0, logs=None, **overrides).seconds

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.folder import ENDED, RunFolder
 from framework.checkpoint.lock import Lock
 from framework.errors import one_line
 from framework.tune.order import Order
@@ -19,7 +19,6 @@ from framework.tune.runs import Trained
 from framework.tune.trial import ended_run
 
 _ERROR, _RUN = "error.json", "run"
-_QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +61,9 @@ def work(order: Order, jobs: Sequence[Job], tell: Callable[[Job], None] | None =
 
 
 def _make(order: Order, job: Job) -> None:
-    overrides = order.overrides(job.chosen)
-    overrides["trainer"] = {**_QUIET, **overrides["trainer"]}
     try:
         with measured() as peak:
-            record = ended_run(order, job.folder / _RUN, job.seed, overrides)
+            record = ended_run(order, job.folder / _RUN, job.seed, order.overrides(job.chosen))
     except Exception as error:  # whatever a setting leads to, the others go on
         text = {"error": f"{type(error).__name__}: {one_line(error)}"}
         (job.folder / _ERROR).write_text(json.dumps(text), encoding="utf-8")
@@ -81,7 +78,7 @@ def ended(order: Order, job: Job) -> Trained | None:
     if not (path / "run.json").exists():
         return None
     record = RunFolder(path).read()
-    return Trained(path, record) if record["status"] in ("finished", "stopped") and "memory" in record else None
+    return Trained(path, record) if record["status"] in ENDED and "memory" in record else None
 
 
 def error_of(job: Job) -> str | None:

@@ -15,6 +15,8 @@ from framework.recipe.recipe import Recipe
 from framework.recipe.spec import RunSpec, Source
 from framework.settings import plain
 
+_QUIET = {"enable_progress_bar": False, "enable_model_summary": False}  # in one of many runs
+
 Prune = Literal["none", "median", "asha", "hyperband", "wilcoxon"]
 Sampler = Literal["tpe", "random"]
 
@@ -130,7 +132,7 @@ class Order:
         settings = {**self.settings, **chosen.get("settings", {})}
         return {
             "parameters": {**self.parameters, **chosen.get("parameters", {})},
-            "trainer": dict(self.trainer),
+            "trainer": {**_QUIET, **self.trainer},
             "settings": {path: value for path, value in settings.items() if path.rpartition(".")[0] not in off},
             "with_": added,
             "without": [*self.without, *(name for name in chosen.get("without", ()) if name not in names)],

@@ -83,7 +83,8 @@ class Study:
         assert best is not None
         about = f"trial {best.number} of {len(self.ended())}: {self.order.metric} {best.value:.6g}"
         self.settings_file.parent.mkdir(parents=True, exist_ok=True)
-        write_changes(self.settings_file, self.order.overrides(self.chosen(best)), about)
+        changes = {**self.order.overrides(self.chosen(best)), "trainer": self.order.trainer}
+        write_changes(self.settings_file, changes, about)
         return self.settings_file
 
     def importances(self) -> dict[str, float]:

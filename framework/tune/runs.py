@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.folder import ENDED, RunFolder
 from framework.errors import UserError, some
 
 # parameters by which runs are paired, as they are by their seeds
 SPLITS = ("fold", "split")
 PLUGIN = "plugin "  # before a plugin's name among the entries of a setting
-_ENDED = ("finished", "stopped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _record(file: Path) -> dict[str, Any] | None:
         record = RunFolder(file.parent).read()
     except (UserError, json.JSONDecodeError):
         return None
-    return record if record.get("status") in _ENDED and record.get("metrics") else None
+    return record if record.get("status") in ENDED and record.get("metrics") else None
 
 
 def differences(settings: list[dict[str, Any]]) -> list[dict[str, Any]]:

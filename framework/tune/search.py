@@ -265,7 +265,6 @@ def _refit(order: Order, study: Study) -> Path:
     else:
         patience = {"patience": 10**6, "then": "retrain", "count": "epochs"}
         overrides["with_"] = [*overrides["with_"], ("early_stopping", patience)]
-    overrides["trainer"] = {"enable_progress_bar": False, **overrides["trainer"]}
     run = fit(order.factory(), seed=0, logs=order.folder / "refit", **overrides)
     assert run.folder is not None
     return run.folder

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.checkpoint.folder import RunFolder
+from framework.checkpoint.folder import ENDED, RunFolder
 from framework.checkpoint.resume import start_of
 from framework.errors import UserError
 from framework.run.fit import fit
@@ -18,9 +18,6 @@ from framework.tune.pruning import PRUNED, Pruning
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
-
-_QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
-_ENDED = ("finished", "stopped")
 
 
 class GivenUp(Exception):
@@ -65,7 +62,6 @@ def _records(order: Order, trial: Trial, chosen: Mapping[str, Any], epochs_of_ru
     for index, (seed, fold) in enumerate(order.runs()):
         logs = folder_of(order, trial.number) / (f"seed_{seed}" if fold is None else f"seed_{seed}_fold_{fold}")
         overrides = order.overrides(chosen)
-        overrides["trainer"] = {**_QUIET, **overrides["trainer"]}
         if fold is not None:
             overrides["parameters"] |= {"fold": fold}
         if index == 0 and order.prune in ("median", "asha", "hyperband"):
@@ -87,8 +83,8 @@ def ended_run(order: Order, logs: Path, seed: int, overrides: Mapping[str, Any])
     found = RunFolder.all(logs, name)
     if found and (found[0].path / "run.json").exists():
         folder = found[0]
-        if folder.read()["status"] in _ENDED:
-            return folder.read()
+        if folder.read()["status"] in ENDED:
+            return _tidy(folder)
         if start_of(folder) is not None:
             fit(order.factory(), seed=seed, logs=logs, resume=folder.path, **overrides)
             return _tidy(folder)

@@ -34,7 +34,7 @@ def test_a_trial_comes_after_the_order(toy: Path) -> None:
     }
     assert order.overrides(chosen) == {
         "parameters": {"width": 4, "kind": "relu"},
-        "trainer": {},
+        "trainer": {"enable_progress_bar": False, "enable_model_summary": False},
         "settings": {"norm_penalty.alpha": 0.5},
         "with_": [],
         "without": ["hidden_noise", "input_noise"],
