@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, Source
 from framework.tune.comparison import higher_of, report, row_of
 from framework.tune.jobs import Job, ended, error_of, main, work
-from framework.tune.order import Order, check_name
+from framework.tune.order import Order
 from framework.tune.runs import Trained
 from framework.tune.space import left_out, regularizes
 from framework.tune.supervise import keep_running
 from framework.tune.table import Report
 
 _ALL, _NONE = "all", "none"
+_ORDER = "order.json"
 
 
 def ablate(
@@ -74,19 +76,31 @@ def ablate(
         The table.
 
     Raises:
-        UserError: if the recipe has no plugin to leave out, or no run with all plugins succeeded.
+        UserError: if the recipe has no plugin to leave out, the ablation of that name was another one, or no run with
+            all plugins succeeded.
     """
     if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 2:
         raise UserError(f"seeds={seeds!r}: must be a whole number >= 2")
     if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
         raise UserError(f"workers={workers!r}: must be a whole number >= 1")
-    check_name(name)
-    order = Order(recipe, name, Path(), "", dict(parameters or {}), dict(trainer or {}), dict(settings or {}))
-    order.with_, order.without, order.metric, order.mode = list(with_), list(without), metric, mode
-    order.folder = Path(logs) / order.spec({}).name / "ablations" / name
-    order.threads = max(1, torch.get_num_threads() // workers)
+    order = Order(
+        recipe=recipe,
+        name=name,
+        logs=logs,
+        kind="ablations",
+        parameters=dict(parameters or {}),
+        trainer=dict(trainer or {}),
+        settings=dict(settings or {}),
+        with_=list(with_),
+        without=list(without),
+        metric=metric,
+        mode=mode,
+        threads=max(1, torch.get_num_threads() // workers),
+    )
     built = order.build()
     off = arms(built, list(keep), alone=alone)
+    order.check(built)
+    _keep(order)
     jobs = {
         (arm, seed): Job(order.folder / arm.replace(" ", "_") / f"seed_{seed}", seed, {"without": names})
         for seed in range(seeds)
@@ -105,6 +119,15 @@ def ablate(
     result = dataclasses.replace(_report(order, built, off, jobs), folder=order.folder)
     result.write(order.folder)
     return result
+
+
+def _keep(order: Order) -> None:
+    """Keep the order in the ablation's folder, whose runs are not to be taken for those of another."""
+    file = order.folder / _ORDER
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    asked = order.check_same(before, {})
+    order.folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")
 
 
 def arms(recipe: Recipe, keep: Sequence[str] = (), *, alone: bool = True) -> dict[str, list[str]]:

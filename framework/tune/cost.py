@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from pathlib import Path
 from typing import Any
 
 from framework.recipe.spec import Source
@@ -12,25 +12,14 @@ from framework.run.fit import fit
 from framework.tune.order import Order
 from framework.tune.space import Space
 
-_ORDERED: dict[str, Any] = {
-    "parameters": dict,
-    "trainer": dict,
-    "settings": dict,
-    "with_": list,
-    "without": list,
-    "search": dict,
-}
-
 
 def dry(recipe: Source, **given: Any) -> str:
     """Return what :func:`framework.tune.tune` with these arguments would search, and what a trial costs, as text.
 
     The cost is that of one epoch with the recipe's own settings, which is trained for this, times epochs and runs.
     """
-    kept = {name: given.get(name) or kind() for name, kind in _ORDERED.items()}
-    order = Order(recipe, "dry", Path(), "", **kept, cocktail=bool(given.get("cocktail")))
-    order.seeds, order.folds = given.get("seeds", 1), given.get("folds", 0)
-    order.metric, order.mode = given.get("metric"), given.get("mode")
+    known = {field.name for field in dataclasses.fields(Order)}
+    order = Order(recipe, **{name: value for name, value in given.items() if name in known and value is not None})
     built = order.build()
     lines = ["searched:", table(Space(order, built).rows(), ["name", "range", "in the recipe"])]
     overrides = order.overrides({})

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.errors import UserError, did_you_mean
+from framework.recipe.lint import lint, plan_of, raise_or_warn
 from framework.recipe.load import load_recipe
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import RunSpec, Source
@@ -27,9 +28,10 @@ class Order:
 
     Args:
         recipe: path of a recipe file, or a function that returns a recipe.
-        name: the study's name.
-        folder: the study's folder.
-        storage: where the study is kept, see :func:`framework.tune.storage.open_storage`.
+        name: the name of the study or ablation.
+        logs: folder of all runs.
+        storage: where the study is kept, see :func:`framework.tune.storage.open_storage`; None for a journal file in
+            its folder.
         parameters: parameters of the recipe function.
         trainer: options of the Trainer.
         settings: settings of plugins.
@@ -44,13 +46,15 @@ class Order:
         prune: how trials are given up before their end.
         sampler: how settings are chosen.
         seed: seed of the choice of settings.
+        kind: folder of all studies, or of all ablations.
         threads: threads of a worker.
+        callbacks: the recipe's own callbacks of the Trainer, known once it is built.
     """
 
     recipe: Source
-    name: str
-    folder: Path
-    storage: str
+    name: str = "study"
+    logs: str | Path = "lightning_logs"
+    storage: str | None = None
     parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trainer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,9 +69,24 @@ class Order:
     prune: Prune = "none"
     sampler: Sampler = "tpe"
     seed: int = 0
+    kind: str = "studies"
     threads: int = 1
-    _factory: Any = dataclasses.field(default=None, init=False, repr=False)
-    callbacks: list[Any] = dataclasses.field(default_factory=list, init=False, repr=False)
+    callbacks: Sequence[Any] = ()
+    _factory: Any = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name):
+            raise UserError(f"name={self.name!r}: must consist of letters, digits, '_', '-' and '.'")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the study or ablation."""
+        return Path(self.logs) / self.spec({}).name / self.kind / self.name
+
+    @property
+    def where(self) -> str:
+        """Where the study is kept."""
+        return self.storage or str(self.folder / "journal.log")
 
     def build(self) -> Recipe:
         """Return the recipe with the order's own changes, and settle metric and mode if they were left open.
@@ -75,7 +94,6 @@ class Order:
         Raises:
             UserError: if the recipe cannot be built, or has no folds although they were asked for.
         """
-        spec = self.spec({})
         if self.folds:
             known = list(inspect.signature(self.factory()).parameters)
             if "fold" not in known:
@@ -83,12 +101,27 @@ class Order:
                     f"folds={self.folds}: the recipe has no parameter 'fold', the number of the fold that validates"
                     f"{did_you_mean('fold', known)}; see Data.folds"
                 )
-        recipe = spec.build()
+        recipe = self.spec({}).build()
         self.metric, self.mode = self._sought(recipe)
         self.callbacks = list(recipe.trainer.get("callbacks") or [])
         return recipe
 
+    def check(self, recipe: Recipe) -> None:
+        """Raise what lint finds wrong in the recipe, or warn of it, before many runs are made of it.
+
+        Raises:
+            UserError: for an error, and if the recipe never logs the metric.
+        """
+        core = recipe.make_core(0, recipe.trainer)
+        core.attach_plugins()
+        raise_or_warn(lint(recipe, core, recipe.trainer), self.spec({}).name)
+        reason = plan_of(recipe, core, recipe.trainer).why_never_logged(str(self.metric), "val", "train", "gap")
+        if reason is not None:
+            raise UserError(f"metric={self.metric!r}: {reason}")
+
     def _sought(self, recipe: Recipe) -> tuple[str, str]:
+        if self.mode not in (None, "min", "max"):
+            raise UserError(f"mode={self.mode!r}: must be 'min' or 'max'")
         metric = self.metric or recipe.monitor
         if metric == recipe.monitor:
             return metric, self.mode or recipe.mode
@@ -143,22 +176,28 @@ class Order:
         folds: list[int | None] = list(range(self.folds)) if self.folds else [None]
         return [(seed, fold) for seed in range(self.seeds) for fold in folds]
 
-    def fingerprint(self, space: str) -> dict[str, Any]:
-        """Return what must not change between two commands on one study."""
-        changes = ("parameters", "trainer", "settings", "with_", "without")
-        names = (*changes, "seeds", "folds", "metric", "mode", "sampler", "seed")
-        kept = {name: plain(getattr(self, name)) for name in names}
-        return {"recipe": self.spec({}).name, **kept, "space": space}
+    def check_same(self, before: Mapping[str, Any] | None, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Check that this is the order of an earlier command on the same study or ablation.
 
+        Args:
+            before: what this returned then, None if there was none.
+            more: what else must be the same.
 
-def check_name(name: str) -> None:
-    """Check the name of a study or ablation, which is that of a folder.
+        Returns:
+            What must not change, as plain data.
 
-    Raises:
-        UserError: if it could be a path.
-    """
-    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
-        raise UserError(f"name={name!r}: must consist of letters, digits, '_', '-' and '.'")
+        Raises:
+            UserError: if something is different, which it names.
+        """
+        names = ("parameters", "trainer", "settings", "with_", "without", "metric", "mode")
+        asked = {"recipe": self.spec({}).name, **{name: plain(getattr(self, name)) for name in names}, **plain(more)}
+        if before is not None and before != asked:
+            different = [f"{key}: {before.get(key)} → {asked[key]}" for key in asked if before.get(key) != asked[key]]
+            raise UserError(
+                f"{self.name!r} in {self.folder.parent} is another one ({'; '.join(different)}); give the same"
+                " arguments, or another name"
+            )
+        return asked
 
 
 def _name(added: Any) -> str:

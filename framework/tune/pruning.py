@@ -78,7 +78,7 @@ class Pruning(pl.Callback):
 
     def _given_up(self, epoch: int, value: float) -> bool:
         if self._trial is None:
-            study, _ = open_study(self._order.storage, self._order.name, "minimize", create=False)
+            study = open_study(self._order.where, self._order.name, "minimize", create=False)
             study.pruner = pruner_of(self._order.prune, self._epochs)
             self._trial = trial_of(study, self._number)
         trial = self._trial

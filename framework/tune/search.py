@@ -13,15 +13,13 @@ import torch
 
 from framework.errors import UserError
 from framework.recipe.edits import name_of
-from framework.recipe.lint import lint, raise_or_warn
 from framework.recipe.spec import Additions, Source
 from framework.run.evaluate import test
 from framework.run.fit import fit
-from framework.settings import plain
-from framework.tune.order import Order, Prune, Sampler, check_name
+from framework.tune.order import Order, Prune, Sampler
 from framework.tune.results import Study
 from framework.tune.space import Space
-from framework.tune.storage import JOURNAL, hidden, open_study
+from framework.tune.storage import open_study
 from framework.tune.supervise import keep_running
 from framework.tune.worker import Worker, main
 
@@ -113,32 +111,28 @@ def tune(
         folds=folds,
         prune=prune,
         sampler=sampler,
-        mode=mode,
-        study=name,
         recipe=recipe,
     )
     order = Order(
-        recipe,
-        name,
-        Path(logs),
-        "",
-        dict(parameters or {}),
-        dict(trainer or {}),
-        dict(settings or {}),
-        list(with_),
-        list(without),
-        dict(search or {}),
-        cocktail,
-        seeds,
-        folds,
-        metric,
-        mode,
-        prune,
-        sampler,
-        seed,
+        recipe=recipe,
+        name=name,
+        logs=logs,
+        storage=storage,
+        parameters=dict(parameters or {}),
+        trainer=dict(trainer or {}),
+        settings=dict(settings or {}),
+        with_=list(with_),
+        without=list(without),
+        search=dict(search or {}),
+        cocktail=cocktail,
+        seeds=seeds,
+        folds=folds,
+        metric=metric,
+        mode=mode,
+        prune=prune,
+        sampler=sampler,
+        seed=seed,
     )
-    order.folder = Path(logs) / order.spec({}).name / "studies" / name
-    order.storage = storage or str(order.folder / JOURNAL)
     study = begin(order, workers)
     if trials is None:
         trials = math.inf if minutes or epochs else 20  # type: ignore[assignment]
@@ -169,30 +163,22 @@ def begin(order: Order, workers: int) -> Study:
     """
     recipe = order.build()
     space = Space(order, recipe)
-    core = recipe.make_core(0, recipe.trainer)
-    core.attach_plugins()
-    raise_or_warn(lint(recipe, core, recipe.trainer), order.spec({}).name)
-    study, _ = open_study(order.storage, order.name, "maximize" if order.mode == "max" else "minimize")
-    asked = plain(order.fingerprint(str(space)))
+    order.check(recipe)
+    study = open_study(order.where, order.name, "maximize" if order.mode == "max" else "minimize")
     before = study.user_attrs.get("order")
+    more = {"seeds": order.seeds, "folds": order.folds, "sampler": order.sampler, "seed": order.seed}
+    asked = order.check_same(before, {**more, "space": str(space)})
     if before is None:
         study.set_user_attr("order", asked)
         study.set_user_attr("threads", max(1, torch.get_num_threads() // workers))
-    elif before != asked:
-        different = [f"{key}: {before.get(key)} → {asked.get(key)}" for key in asked if before.get(key) != asked[key]]
-        raise UserError(
-            f"the study {order.name!r} in {hidden(order.storage)} is another one ({'; '.join(different)}); give the"
-            " same arguments, or another name (--study NAME)"
-        )
     order.threads = int(study.user_attrs["threads"])  # sums may be rounded otherwise with another number
     return Study(order, space, study)
 
 
 def _check(**given: Any) -> None:
-    for name, choices in (("prune", get_args(Prune)), ("sampler", get_args(Sampler)), ("mode", (None, "min", "max"))):
+    for name, choices in (("prune", get_args(Prune)), ("sampler", get_args(Sampler))):
         if given[name] not in choices:
             raise UserError(f"{name}={given[name]!r}: must be one of {', '.join(map(repr, choices))}")
-    check_name(given["study"])
     if given["workers"] != 1 and getattr(given["recipe"], "__module__", None) == "__main__":
         raise UserError(
             f"workers={given['workers']!r}: workers cannot import a recipe from a notebook or script; write it into a"

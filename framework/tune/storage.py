@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.study import Study
 
-JOURNAL = "journal.log"
-
 _TRIES = 5
 
 
@@ -122,7 +120,7 @@ def hidden(where: str) -> str:
     return f"{scheme}://{user.partition(':')[0]}:***@{host}" if found and at and ":" in user else where
 
 
-def open_study(where: str, name: str, direction: str, *, create: bool = True) -> tuple[Study, bool]:
+def open_study(where: str, name: str, direction: str, *, create: bool = True) -> Study:
     """Open a study, or make it if it is not there yet.
 
     Args:
@@ -130,9 +128,6 @@ def open_study(where: str, name: str, direction: str, *, create: bool = True) ->
         name: the study's name.
         direction: ``"minimize"`` or ``"maximize"``.
         create: make the study if it is missing.
-
-    Returns:
-        The study, and whether it was made by this call.
 
     Raises:
         UserError: if the storage cannot be reached, or the study is missing.
@@ -144,10 +139,10 @@ def open_study(where: str, name: str, direction: str, *, create: bool = True) ->
     try:
         try:
             if create:
-                return optuna.create_study(storage=storage, study_name=name, direction=direction), True  # type: ignore[arg-type]
+                return optuna.create_study(storage=storage, study_name=name, direction=direction)  # type: ignore[arg-type]
         except optuna.exceptions.DuplicatedStudyError:
             pass
-        return optuna.load_study(storage=storage, study_name=name), False
+        return optuna.load_study(storage=storage, study_name=name)
     except KeyError as error:
         raise UserError(f"storage={hidden(where)!r}: has no study {name!r}") from error
     except Exception as error:  # each database's driver has errors of its own

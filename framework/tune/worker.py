@@ -56,7 +56,7 @@ class Worker:
         recipe = order.build()
         self.space = Space(order, recipe)
         self.direction = "maximize" if order.mode == "max" else "minimize"
-        self.study, _ = open_study(order.storage, order.name, self.direction)
+        self.study = open_study(order.where, order.name, self.direction)
         self.epochs_of_run = int(recipe.trainer.get("max_epochs") or 1)
         self.study.pruner = pruner_of(order.prune, self.epochs_of_run)
         self.where = f"{socket.gethostname()}:{order.folder.resolve()}"

@@ -42,7 +42,7 @@ def test_a_dry_run(run: Run, tmp_path: Path) -> None:
     ("flags", "words"),
     [
         (("--search", "alpha"), "--search alpha: write it as NAME=LOW..HIGH"),
-        (("--prune", "often"), "--prune often: must be one of none, median"),
+        (("--prune", "often"), "prune='often': must be one of 'none', 'median'"),
         (("--serach", "alpha=1..2"), "no such flag: --serach; did you mean '--search'?"),
         (("--search", "alhpa=1..2"), "search alhpa: no such setting or parameter; did you mean 'alpha'?"),
         (("--settings", "nowhere.yaml"), "settings nowhere.yaml: cannot be read"),

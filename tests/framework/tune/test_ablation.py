@@ -80,10 +80,11 @@ def test_a_failing_arm_is_told_and_the_others_go_on(toy: Path, tmp_path: Path) -
 
 class Needs(Plugin):
     def attach(self, core):
-        if not any(one.name == "hidden_noise" for one in core.plugins):
-            raise UserError("nothing to lean on")
+        self.leans = any(one.name == "hidden_noise" for one in core.plugins)
 
     def penalty(self, step):
+        if not self.leans:
+            raise UserError("nothing to lean on")
         return {}
 
 
@@ -104,6 +105,19 @@ def recipe("""
         "hidden_noise beside others": 0,
         "norm_penalty beside others": 2,
     }
+
+
+def test_another_ablation_of_that_name_is_refused(done: Report, toy: Path) -> None:
+    logs = done.folder.parents[2]
+    words = r"'ablation' in .*ablations is another one \(parameters: {} → {'epochs': 1}\); give the same arguments, or"
+    with pytest.raises(UserError, match=words):
+        ablate(toy, seeds=2, parameters={"epochs": 1}, logs=logs)
+    with pytest.raises(UserError, match=r"metric='val/f1': unknown whether more is better"):
+        ablate(toy, seeds=2, metric="val/f1", logs=logs)
+    with pytest.raises(UserError, match=r"metric='val/f1': never logged"):
+        ablate(toy, seeds=2, metric="val/f1", mode="max", logs=logs)
+    with pytest.raises(UserError, match=r"mode='low': must be 'min' or 'max'"):
+        ablate(toy, seeds=2, mode="low", logs=logs)
 
 
 def test_bad_input(toy: Path, tmp_path: Path) -> None:

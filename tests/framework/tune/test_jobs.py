@@ -9,7 +9,7 @@ from framework.tune.order import Order
 
 
 def test_runs_are_made_once_and_errors_are_kept(toy: Path, tmp_path: Path) -> None:
-    order = Order(toy, "x", tmp_path, "", parameters={"epochs": 1})
+    order = Order(toy, logs=tmp_path, parameters={"epochs": 1})
     order.build()
     good = Job(tmp_path / "good", 0, {})
     bad = Job(tmp_path / "bad", 0, {"parameters": {"refuse": 2.0}})

@@ -12,16 +12,13 @@ from framework.tune.order import Order
 
 
 def test_runs_are_seeds_times_folds(toy: Path) -> None:
-    assert Order(toy, "x", Path(), "").runs() == [(0, None)]
-    assert Order(toy, "x", Path(), "", seeds=2, folds=2).runs() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert Order(toy).runs() == [(0, None)]
+    assert Order(toy, seeds=2, folds=2).runs() == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_a_trial_comes_after_the_order(toy: Path) -> None:
     order = Order(
         toy,
-        "x",
-        Path(),
-        "",
         parameters={"width": 4},
         settings={"input_noise.std": 0.2, "norm_penalty.alpha": 0.1},
         with_=["sam"],
@@ -42,7 +39,7 @@ def test_a_trial_comes_after_the_order(toy: Path) -> None:
 
 
 def test_it_can_be_sent_to_a_worker(toy: Path) -> None:
-    order = Order(toy, "x", Path(), "", search={"width": "4,8"})
+    order = Order(toy, search={"width": "4,8"})
     order.build()
     again = pickle.loads(pickle.dumps(order))
     assert again.build().parameters == order.build().parameters
@@ -55,4 +52,4 @@ def test_folds_need_a_parameter(tmp_path: Path) -> None:
         "from framework import Recipe\n\n\ndef recipe(folds: int = 3) -> Recipe:\n    raise AssertionError\n"
     )
     with pytest.raises(UserError, match=r"folds=3: the recipe has no parameter 'fold', .* did you mean 'folds'\?"):
-        Order(path, "x", Path(), "", folds=3).build()
+        Order(path, folds=3).build()

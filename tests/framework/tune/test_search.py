@@ -80,7 +80,7 @@ def test_more_is_better_for_an_accuracy(toy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"search": {"width": "4,8"}}, r"the study 'study' in .*journal.log is another one \(space: "),
+        ({"search": {"width": "4,8"}}, r"'study' in .*studies is another one \(space: "),
         ({"seeds": 2}, r"is another one \(seeds: 1 → 2\)"),
         ({"trainer": {"max_epochs": 1}}, r"is another one \(trainer: "),
         ({"trials": 0}, r"trials=0: must be a whole number >= 1"),
@@ -89,7 +89,7 @@ def test_more_is_better_for_an_accuracy(toy: Path, tmp_path: Path) -> None:
         ({"prune": "wilcoxon"}, r"prune='wilcoxon': compares trials by their seeds or folds"),
         ({"prune": "often"}, r"prune='often': must be one of 'none', 'median'"),
         ({"sampler": "grid"}, r"sampler='grid': must be one of 'tpe', 'random'"),
-        ({"mode": "low"}, r"mode='low': must be one of None, 'min', 'max'"),
+        ({"mode": "low"}, r"mode='low': must be 'min' or 'max'"),
         ({"name": "../x"}, r"name='../x': must consist of letters"),
         ({"seed": 1}, r"is another one \(seed: 0 → 1\)"),
         ({"workers": 10**6}, r"workers=1000000: each needs some [\d,]+ MiB"),

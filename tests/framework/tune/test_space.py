@@ -14,7 +14,7 @@ from framework.tune.space import Space
 
 
 def space(toy: Path, **given: Any) -> Space:
-    order = Order(toy, "x", Path(), "", **given)
+    order = Order(toy, **given)
     return Space(order, order.build())
 
 
@@ -69,7 +69,7 @@ def test_a_suggestion_is_in_the_form_of_fit(toy: Path) -> None:
 
 
 def test_a_plugin_that_another_one_needs_stays(toy: Path) -> None:
-    order = Order(toy, "x", Path(), "", cocktail=True)
+    order = Order(toy, cocktail=True)
     found = Space(order, order.build())
     chosen = suggested(found, **{"use input_noise": True, "use hidden_noise": True, "use norm_penalty": False})
     order.spec(chosen).build().make_core(0, {})
@@ -77,7 +77,7 @@ def test_a_plugin_that_another_one_needs_stays(toy: Path) -> None:
 
 
 def test_added_plugins_are_searched_and_left_out_by_not_adding_them(toy: Path) -> None:
-    order = Order(toy, "x", Path(), "", with_=["sam", ("mixup", {"alpha": 0.5})], cocktail=True)
+    order = Order(toy, with_=["sam", ("mixup", {"alpha": 0.5})], cocktail=True)
     found = Space(order, order.build())
     assert {"sam.rho", "mixup.alpha"} <= set(names(found))
     chosen = suggested(found, **{"use sam": False, "use mixup": True, "mixup.alpha": 1.0})
@@ -119,6 +119,6 @@ def test_an_empty_space(toy: Path) -> None:
 
 def test_the_direction_is_that_of_the_metric(toy: Path) -> None:
     for metric, mode in ((None, "min"), ("val/loss", "min"), ("val/accuracy", "max")):
-        order = Order(toy, "x", Path(), "", metric=metric)
+        order = Order(toy, metric=metric)
         order.build()
         assert (order.metric, order.mode) == (metric or "val/loss", mode)
