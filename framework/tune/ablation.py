@@ -16,7 +16,7 @@ from framework.recipe.edits import name_of
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Additions, Source
 from framework.tune.comparison import higher_of, report, row_of
-from framework.tune.jobs import Job, ended, error_of, main, work
+from framework.tune.jobs import Job, ended, error_of, forget_errors, main, work
 from framework.tune.order import Order
 from framework.tune.runs import Trained
 from framework.tune.space import left_out, regularizes
@@ -107,18 +107,36 @@ def ablate(
         for arm, names in off.items()
     }
     titles = {job.folder: f"{arm}, seed {seed}" for (arm, seed), job in jobs.items()}
-    before = torch.get_num_threads()
-    torch.set_num_threads(order.threads)
-    try:
-        if workers == 1:
-            work(order, list(jobs.values()), None if tell is None else lambda job: tell(titles[job.folder]))
-        else:
-            keep_running(main, (order, list(jobs.values())), workers, f"ablation {name!r}")
-    finally:
-        torch.set_num_threads(before)
+    every = list(jobs.values())
+    forget_errors(every)
+
+    def told(job: Job) -> None:
+        if tell is not None:
+            tell(titles[job.folder])
+
+    if workers == 1:
+        work(order, every, told)
+    else:
+        look = _Look(order, every, told)
+        keep_running(main, (order, every), workers, order.threads, f"ablation {name!r}", look)
     result = dataclasses.replace(_report(order, built, off, jobs), folder=order.folder)
     result.write(order.folder)
     return result
+
+
+class _Look:
+    """Tells of runs that ended, or failed, since the last look."""
+
+    def __init__(self, order: Order, jobs: Sequence[Job], told: Callable[[Job], None]) -> None:
+        self.order, self.told = order, told
+        self.left = [job for job in jobs if ended(order, job) is None]
+
+    def __call__(self) -> bool:
+        over = [job for job in self.left if ended(self.order, job) is not None or error_of(job) is not None]
+        for job in over:
+            self.left.remove(job)
+            self.told(job)
+        return bool(over)
 
 
 def _keep(order: Order) -> None:

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from framework.checkpoint.folder import ENDED, RunFolder
 from framework.checkpoint.lock import Lock
 from framework.errors import one_line
@@ -68,7 +66,6 @@ def _make(order: Order, job: Job) -> None:
         text = {"error": f"{type(error).__name__}: {one_line(error)}"}
         (job.folder / _ERROR).write_text(json.dumps(text), encoding="utf-8")
         return
-    (job.folder / _ERROR).unlink(missing_ok=True)
     RunFolder(_version(order, job)).update(memory=None if record.get("resumed") else peak.bytes)
 
 
@@ -79,6 +76,12 @@ def ended(order: Order, job: Job) -> Trained | None:
         return None
     record = RunFolder(path).read()
     return Trained(path, record) if record["status"] in ENDED and "memory" in record else None
+
+
+def forget_errors(jobs: Sequence[Job]) -> None:
+    """Forget by what errors runs failed in an earlier command: they are tried again."""
+    for job in jobs:
+        (job.folder / _ERROR).unlink(missing_ok=True)
 
 
 def error_of(job: Job) -> str | None:
@@ -92,7 +95,6 @@ def _version(order: Order, job: Job) -> Path:
 
 
 def main(order: Order, jobs: Sequence[Job]) -> None:
-    """Make runs in a process of its own."""
-    torch.set_num_threads(order.threads)
+    """Make runs in a process of its own, see :func:`work`."""
     order.build()
     work(order, jobs)

@@ -142,7 +142,7 @@ def tune(
         with _threads(order.threads):
             Worker(order, *budget).work(None if tell is None else lambda trial: tell(study, trial))
     else:
-        keep_running(main, (order, *budget), workers, f"study {order.name!r}", _Look(study, tell))
+        keep_running(main, (order, *budget), workers, order.threads, f"study {order.name!r}", _Look(study, tell))
     if study.best is not None:
         study.write_settings()
         _test(order, study)

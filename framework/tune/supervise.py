@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from framework.errors import UserError
 from framework.tune.memory import check_memory
@@ -18,15 +24,19 @@ def keep_running(
     target: Callable[..., None],
     args: tuple[Any, ...],
     workers: int,
+    threads: int,
     who: str,
     look: Callable[[], bool] = lambda: False,
 ) -> None:
     """Keep workers running until they find nothing left to do; a killed one is replaced.
 
+    Workers stop when the process that called this has ended.
+
     Args:
         target: what a worker runs.
         args: its arguments.
         workers: number of workers.
+        threads: threads of a worker.
         who: what they work on, for messages.
         look: called again and again; returns True if something has ended since the last call.
 
@@ -41,7 +51,7 @@ def keep_running(
         context.set_forkserver_preload(["framework.tune.worker"])
 
     def start() -> Any:
-        process = context.Process(target=target, args=args)
+        process = context.Process(target=_run, args=(target, args, threads))
         process.start()
         return process
 
@@ -68,3 +78,16 @@ def keep_running(
             process.terminate()
         for process in running:
             process.join()
+
+
+def _run(target: Callable[..., None], args: tuple[Any, ...], number: int) -> None:
+    torch.set_num_threads(number)
+    threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
+    with contextlib.suppress(KeyboardInterrupt):  # told by the process that started this one
+        target(*args)
+
+
+def _stop_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

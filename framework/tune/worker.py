@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import shutil
-import signal
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-
-import torch
 
 from framework.checkpoint.lock import Lock
 from framework.errors import UserError, one_line
@@ -60,6 +56,7 @@ class Worker:
         self.epochs_of_run = int(recipe.trainer.get("max_epochs") or 1)
         self.study.pruner = pruner_of(order.prune, self.epochs_of_run)
         self.where = f"{socket.gethostname()}:{order.folder.resolve()}"
+        self.elsewhere = "://" in order.where  # machines that do not see one another's files may share the study
         self._lock: Lock | None = None
 
     def work(self, tell: Tell | None = None) -> None:
@@ -89,7 +86,8 @@ class Worker:
         chosen = self.space.suggest(trial)
         trial.set_user_attr("chosen", plain(chosen))
         try:
-            with _heard_of(trial, self.where), warnings.catch_warnings():
+            heard = _heard_of(trial, self.where) if self.elsewhere else contextlib.nullcontext()
+            with heard, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were told when the study began
                 found = train(self.order, trial, chosen, self.epochs_of_run)
         except GivenUp:
@@ -131,7 +129,7 @@ class Worker:
         from optuna.trial import TrialState
 
         folder = folder_of(self.order, found.number)
-        if not claim and not folder.exists() and not _is_lost(found, self.where):
+        if not claim and not folder.exists() and self.elsewhere and not _is_lost(found, self.where):
             return False  # at another machine, whose files cannot be seen from here
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,21 +223,5 @@ def _heard_of(trial: Trial, where: str) -> Iterator[None]:
 
 
 def main(order: Order, trials: float, until: float, epochs: float) -> None:
-    """Run a worker in a process of its own, which stops when the one that started it has ended.
-
-    Args:
-        order: the study's order.
-        trials: number of trials that the study shall have.
-        until: time by ``time.time()`` after which no trial is begun.
-        epochs: total number of epochs after which no trial is begun.
-    """
-    torch.set_num_threads(order.threads)
-    threading.Thread(target=_stop_with, args=(os.getppid(),), daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        Worker(order, trials, until, epochs).work()
-
-
-def _stop_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os.kill(os.getpid(), signal.SIGTERM)
+    """Train trials in a process of its own, see :class:`Worker`."""
+    Worker(order, trials, until, epochs).work()

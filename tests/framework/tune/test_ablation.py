@@ -69,7 +69,9 @@ def test_killed_and_typed_again_it_goes_on(done: Report, toy: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_workers_make_the_same(done: Report, toy: Path, tmp_path: Path) -> None:
-    both = ablate(toy, seeds=2, logs=tmp_path, workers=2)
+    told: list[str] = []
+    both = ablate(toy, seeds=2, logs=tmp_path, workers=2, tell=told.append)
+    assert len(told) == len(set(told)) == 16
     assert [row.figures for row in both.rows] == [row.figures for row in done.rows]
 
 
