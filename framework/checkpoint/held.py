@@ -22,26 +22,36 @@ def copy_of(content: Any) -> Any:
     """Return a copy of a checkpoint's content that later steps do not change, with its tensors on the CPU.
 
     Args:
-        content: containers, tensors and plain data.
+        content: containers, tensors and plain data; tensors that are the same memory stay so, as in a file.
     """
-    return _copy(content)
+    return _copy(content, {})
 
 
-def _copy(content: Any) -> Any:
+def _copy(content: Any, made: dict[Any, Tensor]) -> Any:
     kind = type(content)
     if kind in _PLAIN:
         return content
     if kind is dict:
-        return {key: value if type(value) in _PLAIN else _copy(value) for key, value in content.items()}
+        return {key: value if type(value) in _PLAIN else _copy(value, made) for key, value in content.items()}
     if kind is list:
-        return [_copy(value) for value in content]
+        return [_copy(value, made) for value in content]
     if kind is tuple:
-        return tuple([_copy(value) for value in content])
+        return tuple([_copy(value, made) for value in content])
     if isinstance(content, Tensor):
-        content = content.detach()
-        return content.clone() if content.device.type == "cpu" else content.cpu()
+        return _copy_of_tensor(content.detach(), made)
     if isinstance(content, dict):  # such as the OrderedDict of a network
         same = copy.copy(content)
-        same.update((key, _copy(value)) for key, value in content.items())
+        same.update((key, _copy(value, made)) for key, value in content.items())
         return same
     return copy.deepcopy(content)
+
+
+def _copy_of_tensor(tensor: Tensor, made: dict[Any, Tensor]) -> Tensor:
+    if tensor.device.type != "cpu":
+        return tensor.cpu()
+    if not tensor.numel() or tensor.layout != torch.strided:  # no memory of which it could be a view
+        return tensor.clone()
+    memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    if memory not in made:
+        made[memory] = tensor.clone()
+    return made[memory]

@@ -37,6 +37,14 @@ def test_a_copy_has_the_same_kinds() -> None:
     assert (half.dtype, half.requires_grad) == (torch.bfloat16, False)
 
 
+def test_tensors_of_the_same_memory_stay_so_and_others_apart() -> None:
+    weight, flat = torch.ones(3), torch.arange(4.0)
+    copied = copy_of({"a": weight, "b": [weight.detach()], "left": flat[:2], "right": flat[2:], "turned": flat[::2]})
+    assert copied["a"] is copied["b"][0]
+    assert copied["a"] is not weight
+    assert [copied[name].tolist() for name in ("left", "right", "turned")] == [[0, 1], [2, 3], [0, 2]]
+
+
 def test_a_copy_made_in_inference_can_be_changed() -> None:
     with torch.inference_mode():
         copied = copy_of([torch.zeros(2)])
