@@ -16,21 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipes import measure, pairs
+from benchmarks.recipes import measure, pairs, spread
 from recipes.finetune import Method
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "finetune.py"
 METHODS: tuple[str, ...] = typing.get_args(Method)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation as text, with one digit behind the point.
-
-    Example:
-        >>> spread([1.0, 2.0, 3.0])
-        '2.0 ± 1.0'
-    """
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -42,7 +32,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         cells = []
         for size in sizes:
             own = [run for run in runs if (run["method"], run["labels"]) == (method, size)]
-            percent = spread([100 * run["test/accuracy"] for run in own]) if own else ""
+            percent = spread([100 * run["test/accuracy"] for run in own], 1) if own else ""
             minutes = f"{statistics.fmean(run['seconds'] for run in own) / 60:.1f}" if own else ""
             cells += [percent, minutes]
         lines.append(f"| {method} | {' | '.join(cells)} |")

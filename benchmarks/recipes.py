@@ -53,15 +53,19 @@ def measure(
     return {**metrics, "seconds": seconds, "best_epoch": run.best_epoch, "epochs": run.epochs}
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 4) -> str:
     """Return mean and standard deviation as text.
 
+    Args:
+        values: at least one.
+        digits: digits after the point.
+
     Example:
-        >>> spread([1.0, 2.0, 3.0]), spread([0.25])
-        ('2.0000 ± 1.0000', '0.2500')
+        >>> spread([1.0, 2.0, 3.0]), spread([0.25], 1)
+        ('2.0000 ± 1.0000', '0.2')
     """
-    mean = f"{statistics.fmean(values):.4f}"
-    return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> str:

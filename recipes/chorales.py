@@ -6,6 +6,7 @@ For a lower negative log-likelihood, train a larger network for longer: ``--widt
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ FILE = DataFile(
 def read_chorales(data: Path | None) -> list[tuple[Tensor, Tensor]]:
     """Return padded piano rolls ``(chorales, frames, 88)`` and their lengths, of 229, 76 and 77 chorales."""
     (path,) = fetch([FILE], data)
+    return read_rolls(path)
+
+
+@functools.cache  # a process that trains many times reads its data once
+def read_rolls(path: Path) -> list[tuple[Tensor, Tensor]]:
+    """Return padded piano rolls and their lengths from a MATLAB file."""
     parts = []
     for name in ("traindata", "validdata", "testdata"):
         rolls = [torch.from_numpy(roll.astype(np.float32)) for roll in loadmat(path)[name][0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -32,6 +33,7 @@ FILES = [
 ]
 
 
+@functools.cache  # a process that trains many times reads its data once
 def read_idx(path: Path) -> Tensor:
     """Read an idx file of bytes: a magic number that ends in the number of dimensions, their sizes, the bytes."""
     content = read_bytes(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 
@@ -32,16 +33,22 @@ def read_shakespeare(data: Path | None, length: int) -> tuple[list[tuple[Tensor,
     latter two are cut into texts of 512 characters, so that the metric does not depend on ``length``.
     """
     (path,) = fetch([FILE], data)
-    text = read_bytes(path).decode()
-    alphabet = "".join(sorted(set(text)))
-    place = {character: index for index, character in enumerate(alphabet)}
-    codes = torch.tensor([place[character] for character in text])
+    codes, alphabet = read_codes(path)
     cuts = [0, int(0.9 * len(codes)), int(0.95 * len(codes)), len(codes)]
     parts = []
     for low, high, size in zip(cuts, cuts[1:], (length, 512, 512), strict=False):
         count = (high - low - 1) // size
         parts.append(tuple(codes[a : a + count * size].view(count, size) for a in (low, low + 1)))
     return parts, alphabet
+
+
+@functools.cache  # a process that trains many times reads its data once
+def read_codes(path: Path) -> tuple[Tensor, str]:
+    """Return each character of a text as its place in the alphabet, and the alphabet."""
+    text = read_bytes(path).decode()
+    alphabet = "".join(sorted(set(text)))
+    place = {character: index for index, character in enumerate(alphabet)}
+    return torch.tensor([place[character] for character in text]), alphabet
 
 
 class NextCharacter(nn.Module):

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytorch_lightning.utilities import rank_zero_info
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from framework.checkpoint.events import sizes_of, take_back
-from framework.checkpoint.file import read_checkpoint, read_data
+from framework.checkpoint.file import read_checkpoint
 from framework.checkpoint.folder import ENDED, KEY, NEXT, RunFolder, previous
 from framework.checkpoint.ranks import is_first
 from framework.engine.state import BadCheckpoint
-from framework.errors import UserError, one_line
+from framework.errors import UserError
 from framework.settings import plain
 
 if TYPE_CHECKING:
@@ -211,65 +208,6 @@ def announce(folder: RunFolder, start: Start, differing: Iterable[str]) -> None:
     rank_zero_info(f"resuming {folder.path} from {start.path.name}: epoch {start.epoch + 1}, step {start.step}")
     for line in differing:
         rank_zero_info(f"  changed since the run was started: {line}")
-
-
-def weights_in(path: str | Path, prefix: str = "model.") -> dict[str, Tensor]:
-    """Return a network's weights from a file.
-
-    Args:
-        path: a checkpoint of this framework or of Lightning, a saved ``state_dict()``, or ``FILE.safetensors``.
-        prefix: what stands before the names of the network's weights in a checkpoint of this framework.
-
-    Raises:
-        UserError: if the file is unusable, or holds no weights.
-    """
-    if Path(path).suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"weights={str(path)!r}: cannot be read: {one_line(error)}") from error
-    content = read_data(path)
-    if "framework" not in content:
-        state = content.get("state_dict", content)
-        if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-            raise UserError(f"weights={str(path)!r}: holds no weights by name; save model.state_dict()")
-        return dict(state)
-    kept: dict[str, Tensor] = read_checkpoint(path)["state_dict"]
-    return {name.removeprefix(prefix): value for name, value in kept.items() if name.startswith(prefix)}
-
-
-def load_plain(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> bool:
-    """Load weights into a network that no plugin has changed yet, if they are of such a one, and return whether.
-
-    Args:
-        model: the network.
-        state: the weights by name.
-        path: where they are from.
-    """
-    if state.keys() != model.state_dict().keys():
-        return False
-    load_weights(model, state, path)
-    return True
-
-
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
-    """Load the weights of a network of the same structure.
-
-    Args:
-        model: the network.
-        state: the weights by name.
-        path: where they are from.
-
-    Raises:
-        UserError: if they are of another network.
-    """
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, AttributeError) as error:  # the latter for values that are no tensors
-        raise UserError(
-            f"weights={str(path)!r}: of another network: {one_line(error)}; if a plugin had changed it, as LoRA does,"
-            " give the file that export writes: FILE.safetensors"
-        ) from error
 
 
 def _plugins(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

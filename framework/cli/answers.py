@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.errors import UserError, did_you_mean, one_line
+from framework.cli.plain import parse_plain
+from framework.errors import UserError
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -109,12 +110,7 @@ def compare(args: list[str]) -> int:
     parser.add_argument("--metric", help="the figure; default the monitor of the first run")
     parser.add_argument("--mode", help="whether less or more of it is better; default by the metric")
     parser.add_argument("--out", metavar="DIR", help="write report.md, report.html and report.csv into this folder")
-    try:
-        given, unknown = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UserError(f"compare: {one_line(error)}") from error
-    if unknown:
-        raise UserError(f"no such flag: {unknown[0]}{did_you_mean(unknown[0], ['--metric', '--mode', '--out'])}")
+    given = parse_plain("compare", parser, args)
     if not given.runs:
         raise UserError(f"the runs come first: {PROG} compare RUN RUN [flags]")
     from framework.tune import compare as compare_runs

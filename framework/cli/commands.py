@@ -22,7 +22,8 @@ from framework.cli.flags import (
     parse_setting,
     take_trainer_options,
 )
-from framework.errors import UserError, did_you_mean, one_line
+from framework.cli.plain import parse_plain
+from framework.errors import UserError
 
 if TYPE_CHECKING:
     from framework.recipe.recipe import Recipe
@@ -72,12 +73,7 @@ def soup(args: list[str]) -> int:
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders of the runs")
     parser.add_argument("--out", metavar="FILE.safetensors", help="the file")
     parser.add_argument("--greedy", action="store_true", help="add a run only if validation does not get worse")
-    try:
-        given, unknown = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise UserError(f"soup: {one_line(error)}") from error
-    if unknown:
-        raise UserError(f"no such flag: {unknown[0]}{did_you_mean(unknown[0], ['--runs', '--out', '--greedy'])}")
+    given = parse_plain("soup", parser, args)
     if given.recipe is None or given.out is None:
         raise UserError(
             f"soup needs a recipe, runs and a file: {PROG} soup RECIPE --runs RUN RUN --out FILE.safetensors"

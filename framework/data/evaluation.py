@@ -60,14 +60,22 @@ class EvalLoader:
         if self._workers is not None:
             self._workers.begin()
         for low in range(self._low, self._high, self._size):
-            high = min(low + self._size, self._high)
-            if self._workers is not None:
-                batch = self._workers.next()
-            elif isinstance(self._part, Columns):
-                batch = self._part.between(low, high)
-            else:
-                batch = tuple([t[low:high] for t in self._part])  # type: ignore[union-attr]
+            batch = self._held(low) if self._workers is None else self._workers.next()
             yield batch if roles is None else roles(batch)
+
+    def batch(self, number: int) -> Any:
+        """Return one batch by its number, loaded in this process."""
+        if self._workers is None:
+            batch = self._held(self._low + number * self._size)
+        else:
+            batch = self._workers.load(range(self._high - self._low)[number * self._size : (number + 1) * self._size])
+        return batch if self._roles is None else self._roles(batch)
+
+    def _held(self, low: int) -> Any:
+        high = min(low + self._size, self._high)
+        if isinstance(self._part, Columns):
+            return self._part.between(low, high)
+        return tuple([t[low:high] for t in self._part])  # type: ignore[union-attr]
 
     @property
     def exit_code(self) -> int | None:

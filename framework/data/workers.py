@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -39,10 +39,11 @@ class Workers:
         generator: torch.Generator,
         pin_memory: bool = False,
     ) -> None:
-        self._dataset = dataset
+        self._dataset = self._samples = dataset
+        self._collate = collate or default_collate
         self._options: dict[str, Any] = {
             "batch_sampler": batches,
-            "collate_fn": collate or default_collate,
+            "collate_fn": self._collate,
             "num_workers": count,
             "persistent_workers": count > 0,
             "prefetch_factor": PREFETCH if count else None,
@@ -68,6 +69,11 @@ class Workers:
     def next(self) -> Any:
         """Return the next batch."""
         return self._opening.open(next(self._batches))
+
+    def load(self, indices: Sequence[Any]) -> Any:
+        """Return a batch of any samples, loaded in this process."""
+        alone = DataLoader(self._samples, batch_sampler=[list(indices)], collate_fn=self._collate)
+        return next(iter(alone))
 
     @property
     def exit_code(self) -> int | None:

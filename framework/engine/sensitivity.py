@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from framework.data.batch import input_of, replace
+from framework.data.evaluation import EvalLoader, ReadyLoader
 from framework.data.loaders import Window
 from framework.data.outcome import Outcome
 from framework.engine.forward import Forward
@@ -159,6 +160,36 @@ def _blended_batch(before: Any, after: Any, factor: Tensor) -> Any:
     return replace(after, input=tree_map(lambda a, b: _blend(a, b, factor), input_of(before), input_of(after)))
 
 
+def _batches(loader: EvalLoader | ReadyLoader, count_by: Callable[[Any], int], look: int) -> Iterable[Any]:
+    """Return the batches of one look, of which few are to be loaded and none is to be held.
+
+    Args:
+        loader: the validation loader.
+        count_by: returns the number of batches of a look by the first batch.
+        look: number of the look.
+    """
+    if isinstance(loader, EvalLoader):
+        count = min(len(loader), max(1, count_by(loader.batch(0))))
+        return (loader.batch((look * count + index) % len(loader)) for index in range(count))
+    first = list(itertools.islice(loader, 1))
+    if not first:  # of fewer batches than ranks
+        return []
+    count = max(1, count_by(first[0]))
+    first = list(itertools.islice(loader, count))
+    return first if look == 0 or len(first) < count else itertools.islice(_onwards(loader, look * count), count)
+
+
+def _onwards(batches: Iterable[Any], skip: int) -> Iterator[Any]:
+    """Yield batches from a number on, the first ones again after the last, without end."""
+    while True:
+        length = 0
+        for batch in batches:
+            length += 1
+            if length > skip:
+                yield batch
+        skip = 0 if length > skip else skip % length
+
+
 def validation_gradient(core: Objective, weights: Sequence[Tensor], samples: int, look: int) -> list[Tensor]:
     """Return the gradient of J over validation batches, in evaluation mode, over all ranks' samples.
 
@@ -170,10 +201,8 @@ def validation_gradient(core: Objective, weights: Sequence[Tensor], samples: int
     """
     data = core.data
     assert data is not None
-    loader = dataclasses.replace(data, workers=0).eval_loader("val", rank=core.at.rank, world=core.at.world)
-    every = list(loader)
-    batches = min(len(every), max(1, math.ceil(samples / (core.samples(every[0]) * core.at.world))))
-    chosen = [every[(look * batches + index) % len(every)] for index in range(batches)]
+    loader = data.eval_loader("val", rank=core.at.rank, world=core.at.world)
+    chosen = list(_batches(loader, lambda batch: math.ceil(samples / (core.samples(batch) * core.at.world)), look))
     counted = torch.tensor(float(sum(core.samples(batch) for batch in chosen)), device=core.device)
     if core.at.world > 1:
         torch.distributed.all_reduce(counted)

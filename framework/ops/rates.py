@@ -13,7 +13,7 @@ def rows_of_units(h: Tensor) -> Tensor:
     """Return activations as ``(rows, units)``.
 
     A unit is an entry of the last dimension, or for ``(samples, channels, height, width)`` and more dimensions an entry
-    of the sample. The positions of a sequence are therefore rows, in whichever order time and samples come.
+    of the sample. The positions of a sequence are therefore rows, in any order of time and samples.
     """
     return h.flatten(1) if h.ndim > 3 else h.reshape(-1, h.shape[-1])
 

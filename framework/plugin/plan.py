@@ -96,7 +96,7 @@ class Plan:
         stage, _, name = tag.partition("/")
         if stage not in ("val", "train"):
             return None
-        higher = False if name == "loss" else getattr(self.metrics.get(name), "higher_is_better", None)
+        higher = higher_is_better(name, ways_of(self.metrics))
         if higher is None or higher is (mode == "max"):
             return None
         better, right = ("higher", "max") if higher else ("lower", "min")
@@ -116,3 +116,18 @@ class Plan:
             return None
         hint = did_you_mean(tag, known)
         return f"never logged{hint}" + ("" if "known" in hint else f" (logged are: {', '.join(known)})")
+
+
+def ways_of(metrics: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Return for each metric whether more of it is better, None where it does not say: torchmetrics' metrics do."""
+    return {name: getattr(metric, "higher_is_better", None) for name, metric in metrics.items()}
+
+
+def higher_is_better(name: str, ways: Mapping[str, bool | None]) -> bool | None:
+    """Return whether more of a figure is better, None if nobody says; less is of a loss.
+
+    Args:
+        name: the figure's name, without the stage: ``"accuracy"``.
+        ways: what :func:`ways_of` returned.
+    """
+    return False if name == "loss" else ways.get(name)

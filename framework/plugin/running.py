@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, computed anew for weights that they were not measured with."""
+"""Running statistics of batch norms, measured again for weights that they were not measured with."""
 
 from __future__ import annotations
 

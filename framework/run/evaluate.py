@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from framework.checkpoint.folder import RunFolder
-from framework.checkpoint.resume import load_plain, load_weights, weights_in
+from framework.checkpoint.weights import core_with_weights
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.plugin.plugin import Plugin
@@ -139,11 +140,8 @@ def trained(
     built = spec.build()
     options = spec.options(built)
     if Path(ckpt).suffix == ".safetensors":
-        state = weights_in(ckpt)
-        whole = load_plain(built.model, state, ckpt)
-        core = built.make_core(spec.seed, options)
-        if not whole:
-            load_weights(core.model, state, ckpt)
+        make = functools.partial(built.make_core, spec.seed, options)
+        core = core_with_weights(built.model, make, ckpt, argument="ckpt")
         return Trained(spec.name, built, core, options, folder, None)
     core = built.make_core(spec.seed, options)
     return Trained(spec.name, built, core, options, folder, folder.checkpoint(str(ckpt)))

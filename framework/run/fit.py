@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import time
 import warnings
@@ -20,13 +21,11 @@ from framework.checkpoint.resume import (
     check_unchanged,
     clear,
     curves_in,
-    load_plain,
-    load_weights,
     run_to_resume,
     start_of,
-    weights_in,
 )
 from framework.checkpoint.signals import Signals
+from framework.checkpoint.weights import core_with_weights
 from framework.engine.core import Core
 from framework.engine.skips import OnNonFinite
 from framework.errors import UserError
@@ -92,7 +91,7 @@ def fit(
         resume: resume a run instead of starting one: True for the recipe's last unfinished run in ``logs``, or the
             run's folder. The other arguments override those that the run was started with.
         weights: file from which the network's weights are loaded: a checkpoint of a run or of Lightning, a saved
-            ``state_dict()``, or ``FILE.safetensors`` as ``export`` writes it; everything else starts anew.
+            ``state_dict()``, or ``FILE.safetensors`` as ``export`` writes it; all else starts afresh.
         checkpoint_steps: optimizer steps between two checkpoints, None for no such rule.
         checkpoint_minutes: minutes between two checkpoints, None for no such rule.
         checkpoint_seconds: least seconds from a checkpoint to one at the end of an epoch, 0 for one at the end of each
@@ -118,12 +117,11 @@ def fit(
         spec.on_top_of(before, training=True)
     built = spec.build()
     options = spec.options(built)
-    state = None if weights is None else weights_in(weights, "" if built.module is not None else "model.")
-    if state is not None and weights is not None and load_plain(built.model, state, weights):
-        state = None
-    core = built.make_core(spec.seed, options, spec.on_nonfinite)
-    if state is not None and weights is not None:
-        load_weights(core.model, state, weights)
+    make = functools.partial(built.make_core, spec.seed, options, spec.on_nonfinite)
+    if weights is None:
+        core = make()
+    else:
+        core = core_with_weights(built.model, make, weights, "" if built.module is not None else "model.")
     core.attach_plugins()  # before a folder is made, since most mistakes show here
     raise_or_warn(lint(built, core, options), spec.name)
     record = record_of(spec, built, core)

@@ -9,6 +9,7 @@ from typing import Any
 from framework.checkpoint.folder import RunFolder, versions_of_packages
 from framework.engine.core import Core
 from framework.ops.patterns import parameter_counts
+from framework.plugin.plan import ways_of
 from framework.plugin.plugin import Plugin
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import RunSpec
@@ -161,7 +162,7 @@ def record_of(spec: RunSpec, recipe: Recipe, core: Core) -> dict[str, Any]:
         "trainer_options": spec.options(recipe),
         "monitor": recipe.monitor,
         "mode": recipe.mode,
-        "higher_is_better": {name: metric.higher_is_better for name, metric in recipe.metrics.items()},
+        "higher_is_better": ways_of(recipe.metrics),
         "core": f"{type(core).__module__}.{type(core).__qualname__}",
         "samples": recipe.data.samples("train"),
         "lost": recipe.data.lost(),

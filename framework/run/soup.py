@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.checkpoint.atomic import output_file
-from framework.checkpoint.resume import weights_in
+from framework.checkpoint.weights import weights_in
 from framework.engine.core import Core
 from framework.errors import UserError
 from framework.ops.keyed import key_of
@@ -80,7 +80,7 @@ def soup(
     """Write the mean of the weights that several runs of a recipe evaluate with, at their best epochs.
 
     Runs that began with the same weights, such as pretrained ones, and differ in settings or seed often lie in one
-    basin, whose middle generalizes better than each. Running statistics of batch norms are computed anew over training
+    basin, whose middle generalizes better than each. Running statistics of batch norms are measured again over training
     batches. ``greedy``: the runs are sorted by the monitored metric on the validation part, and one after the other is
     added if that does not get worse.
 
@@ -152,7 +152,7 @@ class _Measure:
 
 
 class _Statistics(pl.Callback):
-    """Computes the running statistics anew before the validation."""
+    """Measures the running statistics again before the validation."""
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute them."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.errors import UserError, did_you_mean
+from framework.plugin.plan import higher_is_better, ways_of
 from framework.recipe.lint import lint, plan_of, raise_or_warn
 from framework.recipe.load import load_recipe
 from framework.recipe.recipe import Recipe
@@ -125,8 +126,7 @@ class Order:
         metric = self.metric or recipe.monitor
         if metric == recipe.monitor:
             return metric, self.mode or recipe.mode
-        name = metric.rpartition("/")[2]
-        higher = False if name == "loss" else getattr(recipe.metrics.get(name), "higher_is_better", None)
+        higher = higher_is_better(metric.rpartition("/")[2], ways_of(recipe.metrics))
         if self.mode is None and higher is None:
             raise UserError(f"metric={metric!r}: unknown whether more is better; give mode='min' or mode='max'")
         return metric, self.mode or ("max" if higher else "min")

@@ -11,6 +11,7 @@ from typing import Any
 
 from framework.checkpoint.folder import ENDED, RunFolder
 from framework.errors import UserError, some
+from framework.plugin.plan import higher_is_better
 
 # parameters by which runs are paired, as they are by their seeds
 SPLITS = ("fold", "split")
@@ -71,9 +72,7 @@ class Trained:
         """Return whether more of a metric is better, None if the run does not say."""
         if metric == self.record["monitor"]:
             return bool(self.record["mode"] == "max")
-        name = metric.rpartition("/")[2]
-        known: bool | None = (self.record.get("higher_is_better") or {}).get(name)
-        return False if name == "loss" else known
+        return higher_is_better(metric.rpartition("/")[2], self.record.get("higher_is_better") or {})
 
 
 def runs_in(paths: Iterable[str | Path]) -> list[Trained]:

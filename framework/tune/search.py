@@ -62,8 +62,8 @@ def tune(
     with ``cocktail``, whether each plugin that regularizes is used. The first trial is the recipe as it is.
 
     The study stands in ``<logs>/<recipe>/studies/<name>/``. The same call goes on with a study that was interrupted,
-    and more trials extend one that ended. A worker may be killed at any moment: whoever finds its trial resumes it, to
-    the same figures. The test part is touched once, at the end, by the chosen trial alone.
+    and more trials extend one that ended. A worker may be killed at any moment: the one that finds its trial resumes
+    it, to the same figures. The test part is touched once, at the end, by the chosen trial alone.
 
     Args:
         recipe: path of a recipe file, or a function that returns a :class:`framework.Recipe`.

@@ -191,7 +191,7 @@ def _epochs(every: list[FrozenTrial]) -> float:
 
 
 def _is_lost(found: FrozenTrial, here: str) -> bool:
-    """Return whether a trial of another machine has not been heard of for so long that it is begun anew here.
+    """Return whether a trial of another machine has not been heard of for so long that it is begun again here.
 
     If it is still trained there, both get the same figures, and the first counts.
     """

@@ -30,8 +30,8 @@ def idx(array: np.ndarray) -> bytes:
 def test_reads_idx_of_any_number_of_dimensions(tmp_path: Path) -> None:
     for shape in ((5,), (2, 3, 4)):
         array = np.arange(np.prod(shape)).reshape(shape)
-        (tmp_path / "x.gz").write_bytes(idx(array))
-        assert read_idx(tmp_path / "x.gz").tolist() == array.tolist()
+        (tmp_path / f"{len(shape)}.gz").write_bytes(idx(array))
+        assert read_idx(tmp_path / f"{len(shape)}.gz").tolist() == array.tolist()
 
 
 def test_split_keeps_images_with_their_classes(data: Path) -> None:

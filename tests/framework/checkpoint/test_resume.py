@@ -27,7 +27,7 @@ from framework.checkpoint import file as checkpoint_file
 from framework.checkpoint import saving as checkpoints
 from framework.checkpoint.file import read_checkpoint, write_checkpoint
 from framework.checkpoint.folder import RunFolder
-from framework.checkpoint.resume import run_to_resume, start_of, weights_in
+from framework.checkpoint.resume import run_to_resume, start_of
 from framework.checkpoint.saving import Checkpoints
 from framework.errors import UserError
 from framework.run.result import Interrupted
@@ -827,62 +827,6 @@ def test_two_ranks_take_over_from_one(make: Make, tmp_path: Path) -> None:
         two = {"strategy": "ddp_fork", "devices": 2, "callbacks": []}
         run = fit(made, logs=tmp_path / logs, resume=True, trainer=two)
         torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=1e-5, msg=name)
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_new_run_from_weights(make: Make, tmp_path: Path) -> None:
-    first = fit(make(), logs=tmp_path)
-    best = first.best
-    assert best is not None
-    seen = []
-
-    class Look(pl.Callback):
-        def on_train_start(self, trainer: pl.Trainer, core: pl.LightningModule) -> None:
-            seen.append({name: value.clone() for name, value in core.state_dict().items()})
-            seen.append(trainer.global_step)  # type: ignore[arg-type]
-
-    run = fit(make(), seed=5, logs=tmp_path, weights=best, trainer={"callbacks": [Look()]})
-    expected = read_checkpoint(best)["state_dict"]
-    assert all(torch.equal(value, expected[name]) for name, value in seen[0].items())
-    assert seen[1] == 0
-    assert (run.folder, run.epochs) == (tmp_path / "recipe" / "version_1", 3)
-    assert record_of(tmp_path)["status"] == "finished"
-
-
-def test_weights_from_files_of_others(make: Make, tmp_path: Path) -> None:
-    first = fit(make(), logs=tmp_path)
-    expected = first.core.model.state_dict()
-    plain, lightning, odd = tmp_path / "plain.pt", tmp_path / "lightning.ckpt", tmp_path / "odd.pt"
-    torch.save(expected, plain)
-    torch.save({"state_dict": expected, "epoch": 3, "pytorch-lightning_version": "2.6.0"}, lightning)
-    torch.save({"state_dict": 5}, odd)
-    for path in (plain, lightning):
-        again = fit(make(), seed=5, logs=None, weights=path)
-        assert again.metrics["val/loss"] < first.metrics["val/loss"]
-        assert all(torch.equal(value, expected[name]) for name, value in weights_in(path).items())
-    with pytest.raises(UserError, match=r"weights='.*odd.pt': "):
-        fit(make(), logs=None, weights=odd)
-
-
-def test_weights_of_another_network_are_refused(make: Make, tmp_path: Path) -> None:
-    best = fit(make(), logs=tmp_path).best
-    made = make()
-    made.model[4] = nn.Linear(12, 11)
-    with pytest.raises(UserError, match=r"weights='.*best.ckpt': of another network: .*size mismatch") as caught:
-        fit(made, logs=tmp_path, weights=best)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "recipe" / "version_1").exists()
-
-
-def test_weights_from_a_file_that_is_none(make: Make, tmp_path: Path) -> None:
-    (tmp_path / "x.ckpt").write_bytes(b"nothing")
-    with pytest.raises(UserError, match=r"x.ckpt: damaged, or not a checkpoint"):
-        fit(make(), logs=tmp_path / "logs", weights=tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=r"y.ckpt: no such checkpoint"):
-        weights_in(tmp_path / "y.ckpt")
-    assert not (tmp_path / "logs").exists()
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------------

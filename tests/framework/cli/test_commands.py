@@ -77,3 +77,18 @@ def test_evaluating_without_a_run_is_reported(run: Callable[..., tuple[int, str,
     assert code == 2
     assert "no run of 'toy_recipe'" in err
     assert "fit" in err
+
+
+def test_a_soup_of_two_runs_is_tested(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        assert run("fit", "--seed", seed)[0] == 0
+    runs = sorted(str(path) for path in tmp_path.glob("logs/*/version_*"))
+    soup = str(tmp_path / "soup.safetensors")
+    code, out, err = run("soup", "--runs", *runs, "--out", soup, logs=False)
+    assert code == 0, err
+    assert "mean of 2" in out
+    assert f"--run {runs[0]} --ckpt {soup}" in out
+    assert run("test", "--run", runs[0], "--ckpt", soup)[0] == 0
+    code, _, err = run("soup", "--runs", *runs, logs=False)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "soup needs a recipe, runs and a file" in err

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
 
 from framework import Data, Plugin, Recipe, Step, fit
+from framework.data.evaluation import EvalLoader, ReadyLoader
+from framework.engine.sensitivity import _batches
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer
 
@@ -60,6 +64,34 @@ def test_validation_samples_come_in_turn(looked: Any) -> None:
         expected = torch.autograd.grad(mse_loss(model(x[low : low + 4]), y[low : low + 4]), list(model.parameters()))
         for a, b in zip(look.seen_[index], expected, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["held", "samples", "loader"])
+def test_few_batches_are_loaded(kind: str) -> None:
+    read: list[int] = []
+
+    class Samples(Dataset[Tensor]):
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, index: int) -> Tensor:
+            read.append(index)
+            return torch.tensor(index)
+
+    loader: EvalLoader | ReadyLoader
+    if kind == "loader":
+        loader = ReadyLoader(DataLoader(Samples(), batch_size=2), "val")
+    else:
+        loader = EvalLoader((torch.arange(7),) if kind == "held" else Samples(), batch_size=2)
+    found = [
+        [int(one) for batch in _batches(loader, lambda _: 3, look) for one in tree_leaves(batch)[0]]
+        for look in range(4)
+    ]
+    assert found == [[0, 1, 2, 3, 4, 5], [6, 0, 1, 2, 3], [4, 5, 6, 0, 1], [2, 3, 4, 5, 6]]
+    assert [len(list(_batches(loader, lambda _: 9, look))) for look in (0, 1)] == [4, 4]
+    read.clear()
+    list(_batches(loader, lambda _: 1, 1))
+    assert 4 not in read
 
 
 def test_second_derivatives_by_hand(looked: Any) -> None:

@@ -93,7 +93,7 @@ def test_bad_input(make: Any, runs: list[Path], tmp_path: Path) -> None:
     other = Path(str(fit(make, trainer=FAST, logs=tmp_path, parameters={"width": 5}).folder))
     with pytest.raises(UserError, match=r"soup: .* is of another network than"):
         soup(make, [runs[0], other], out=out)
-    with pytest.raises(UserError, match=r"weights='.*nothing.safetensors': cannot be read"):
+    with pytest.raises(UserError, match=r"ckpt='.*nothing.safetensors': cannot be read"):
         evaluate(make, run=runs[0], ckpt=tmp_path / "nothing.safetensors")
     assert not out.exists()
 
