@@ -18,6 +18,7 @@ SECTIONS = {
     "step": "a step of 64-128-10, batch 64, us: fit with everything on / loops by hand",
     "where": "where the microseconds of a step of 64-128-10 go, the whole run divided by its 2,000 steps",
     "trial": "an epoch of 100 on few rows, us: fit with everything on and with logs=None / loops by hand",
+    "loader": "a step of 64-128-10 from the user's own DataLoader, us: fit / Lightning, both with everything on",
     "conv": "a step of a small convolutional network, us: the same",
     "ranks": "a step of 64-128-10 by two processes, us",
     "start": "from typing fit to the end of the first step, us",
