@@ -58,7 +58,7 @@ foreign: .venv-foreign/ready
 	$(PYTHON) -m venv --clear .venv-foreign
 	.venv-foreign/bin/python -m pip install --quiet torch==2.13.0 pytorch-lightning==2.6.6
 	.venv-foreign/bin/python -m pip install --quiet torch==2.13.0 pytorch-lightning==2.6.6 chemprop==2.3.1 darts==0.48.1 \
-		neuralforecast==3.3.0 pytorch-tabular==1.2.0 albumentations==2.0.8 jsonargparse docstring-parser pooch safetensors
+		neuralforecast==3.3.0 pytorch-tabular==1.2.0 albumentations==2.0.8 tensorboard jsonargparse docstring-parser pooch safetensors
 	.venv-foreign/bin/python -m pip uninstall --quiet --yes torchvision
 	touch $@
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from framework.data import clean_target, input_of, replace, target_of
+from framework.data.outputs import outputs_of
 from framework.errors import UserError
 from framework.plugin import Host, Plugin, Step
 from framework.ranges import LogRange
@@ -78,39 +77,6 @@ _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bernoulli": bernoulli_divergence,
     "normal": normal_divergence,
 }
-_OUTPUTS: dict[Any, str] = {
-    F.cross_entropy: "softmax",
-    F.nll_loss: "softmax",
-    nn.CrossEntropyLoss: "softmax",
-    nn.NLLLoss: "softmax",
-    F.binary_cross_entropy_with_logits: "bernoulli",
-    F.multilabel_soft_margin_loss: "bernoulli",
-    nn.BCEWithLogitsLoss: "bernoulli",
-    nn.MultiLabelSoftMarginLoss: "bernoulli",
-    F.mse_loss: "normal",
-    F.l1_loss: "normal",
-    F.smooth_l1_loss: "normal",
-    F.huber_loss: "normal",
-    nn.MSELoss: "normal",
-    nn.L1Loss: "normal",
-    nn.SmoothL1Loss: "normal",
-    nn.HuberLoss: "normal",
-}
-
-
-def outputs_of(loss: Any) -> str | None:
-    """Return which distribution a loss reads from the network's outputs, None where that is not known.
-
-    Example:
-        >>> outputs_of(nn.BCEWithLogitsLoss()), outputs_of(F.mse_loss), outputs_of(len)
-        ('bernoulli', 'normal', None)
-    """
-    while isinstance(loss, functools.partial):
-        loss = loss.func
-    kind = next((one for one in type(loss).__mro__ if one in _OUTPUTS), None)
-    if kind is not None:
-        return _OUTPUTS[kind]
-    return _OUTPUTS.get(loss) if isinstance(loss, types.FunctionType) else None
 
 
 class Adversarial(Plugin):

@@ -129,6 +129,30 @@ def weighted_mean(loss: Any, prediction: Any, target: Any, weight: Tensor) -> tu
     return torch.dot(weight, values.sum(1)) / total, total
 
 
+def mean_as_in(loss: Any, values: Tensor, target: Any, weight: Tensor | None = None) -> Tensor:
+    r"""Return the mean of a value per target, in which each target weighs as it does in a loss.
+
+    .. math:: \frac{\sum_n w_n \sum_t c_{nt}\,v_{nt}}{\sum_n w_n \sum_t c_{nt}}
+
+    Args:
+        loss: the loss.
+        values: v, ``(samples, …)``, shaped like a target of classes.
+        target: the target.
+        weight: the samples' weights w, ``(samples,)``; None for 1.
+
+    Example:
+        >>> mean_as_in(nn.CrossEntropyLoss(ignore_index=1), torch.tensor([2.0, 7.0, 4.0]), torch.tensor([0, 1, 2]))
+        tensor(3.)
+    """
+    counts = counted(loss, target)
+    if counts is None and weight is None:
+        return values.mean()
+    each = torch.ones_like(values) if counts is None else counts.to(values.dtype)
+    if weight is not None:
+        each = each * weight.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+    return (values * each).sum() / each.sum()
+
+
 @functools.lru_cache(maxsize=8)
 def unreduced(loss: Any) -> Any:
     """Return a loss that gives a value per sample or entry: by ``reduction="none"``, if it has that.

@@ -199,7 +199,7 @@ class Gradient:
             self._backward(total)
         finally:
             objective.observers.live = False
-            step.batch = None
+            step.batch = step.outcome = None
             if self._edits:
                 objective.edits.undo()
         self._recorder.see(outcome)
@@ -229,6 +229,7 @@ class Gradient:
         total = loss if ratio == 1.0 else loss * ratio
         shown = {f"train/{name}": term for name, term in outcome.terms.items()}
         terms: dict[str, Tensor] = {"loss": loss}
+        step.outcome, step.ratio = outcome, ratio
         for tag, term in objective.answers.sum("penalty", step).items():
             if not isinstance(term, Tensor):
                 raise UserError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from framework.data.outcome import Outcome
 from framework.ops.draws import Consumer
 from framework.ops.keyed import Kind, Stream
 from framework.ops.traced import draw, number, register
@@ -32,6 +33,10 @@ class Step:
         world: number of processes.
         logged: whether this step's values go to the logger; compute expensive values only then.
         batch: the current micro-batch, after the plugins' transforms; None between micro-batches.
+        outcome: what the network gave on the micro-batch, loss J included; for ``penalty``, None elsewhere.
+        ratio: what a mean over what J is a mean over, such as the targets that are not ignored, is to be multiplied by
+            in ``penalty``, so that micro-batches with few of them count less, as they do in J; 1 if J is a mean over
+            samples.
         again: nesting depth of second evaluations (see :mod:`framework.engine.forward`), 0 in the step's own forward;
             values of a second evaluation must not be recorded.
         edits: saves weights before plugins edit them, and restores them.
@@ -56,6 +61,8 @@ class Step:
         self.world = 1
         self.logged = False
         self.batch: Any = None
+        self.outcome: Outcome | None = None
+        self.ratio = 1.0
         self.again = 0
         self.skipped = 0
         self.records: dict[str, Tensor | float] = {}

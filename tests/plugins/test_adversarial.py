@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import pytest
@@ -13,13 +12,13 @@ from torch.nn import functional as F
 from torch.nn.functional import cross_entropy
 
 from framework import Data, Recipe, UserError, fit
+from framework.data.outputs import outputs_of
 from plugins.adversarial import (
     Adversarial,
     bernoulli_divergence,
     divergence,
     fast_gradient_sign,
     normal_divergence,
-    outputs_of,
     unit_rows,
 )
 
@@ -145,14 +144,6 @@ def test_divergences_of_bernoulli_and_normal_outputs_by_hand():
     assert far.grad.isfinite().all()
     assert normal_divergence(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.zeros(2, 2)).item() == 5 / 4
     assert normal_divergence(torch.tensor([2.0, 0.0]), torch.zeros(2)).item() == 1.0
-
-
-def test_the_loss_tells_what_the_outputs_are():
-    assert outputs_of(functools.partial(F.cross_entropy, label_smoothing=0.1)) == "softmax"
-    assert outputs_of(nn.BCEWithLogitsLoss(pos_weight=torch.ones(1))) == "bernoulli"
-    assert outputs_of(F.huber_loss) == "normal"
-    for unknown in (None, lambda p, t: F.mse_loss(p, t), nn.Identity(), F.binary_cross_entropy):
-        assert outputs_of(unknown) is None
 
 
 def run_vat(loss, target, width, settings):

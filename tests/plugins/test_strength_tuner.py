@@ -19,8 +19,10 @@ from framework import Data, Plugin, Recipe, Run, Step, UserError, fit
 from framework.checkpoint.file import CheckpointFiles
 from plugins.activation_sparsity import ActivationSparsity
 from plugins.adversarial import Adversarial
+from plugins.confidence_penalty import ConfidencePenalty
 from plugins.hidden_noise import HiddenNoise
 from plugins.input_noise import InputNoise
+from plugins.label_smoothing import LabelSmoothing
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer
 from plugins.sam import SAM
@@ -42,6 +44,8 @@ STRENGTHS = {
     "input_noise.std": lambda: InputNoise(0.3),
     "hidden_noise.std": lambda: HiddenNoise("1", std=0.3, kind="multiplicative"),
     "weight_noise.std": lambda: WeightNoise(0.3),
+    "confidence_penalty.alpha": lambda: ConfidencePenalty(0.3),
+    "label_smoothing.eps": lambda: LabelSmoothing(0.3),
     "adversarial.alpha": lambda: Adversarial(0.1, "vat", alpha=0.3),
 }
 
