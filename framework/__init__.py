@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from framework.plugin.step import Step
     from framework.ranges import Choices, LogRange, Range
     from framework.recipe.recipe import Recipe
+    from framework.run.ensemble import ensemble
     from framework.run.evaluate import predict, test, validate
     from framework.run.export import export
     from framework.run.fit import fit
@@ -51,6 +52,7 @@ _HOME = {
     "export": "run.export",
     "fit": "run.fit",
     "predict": "run.evaluate",
+    "ensemble": "run.ensemble",
     "soup": "run.soup",
     "test": "run.evaluate",
     "validate": "run.evaluate",
@@ -74,6 +76,7 @@ __all__ = [
     "Step",
     "UserError",
     "__version__",
+    "ensemble",
     "export",
     "fit",
     "predict",

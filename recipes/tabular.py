@@ -82,6 +82,8 @@ class BalancedCrossEntropy(nn.Module):
         y: classes of the training part.
     """
 
+    outputs = "softmax"
+
     def __init__(self, y: Tensor) -> None:
         super().__init__()
         counts = torch.bincount(y)

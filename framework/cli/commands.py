@@ -64,6 +64,38 @@ def check(args: list[str]) -> int:
     return report.check_one(name, parse_fields(settings, f"check {target}"), checks)
 
 
+def ensemble(args: list[str]) -> int:
+    """Choose runs whose mean prediction is best; see :func:`framework.run.ensemble.ensemble`."""
+    parser = argparse.ArgumentParser(
+        prog=f"{PROG} ensemble RECIPE", description=f"{COMMANDS['ensemble'].capitalize()}.", exit_on_error=False
+    )
+    parser.add_argument("recipe", nargs="?", help="the runs' recipe")
+    parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or that hold runs")
+    parser.add_argument("--out", metavar="FILE.pt2", help="write the ensemble as one network")
+    parser.add_argument("--rounds", type=int, default=16, help="members to add, counted with repetition; default 16")
+    parser.add_argument("--outputs", help="softmax, bernoulli or normal; default what the loss reads")
+    given = parse_plain("ensemble", parser, args)
+    if given.recipe is None or not given.runs:
+        raise UserError(f"ensemble needs a recipe and runs: {PROG} ensemble RECIPE --runs RUN RUN")
+    from framework.report.table import table
+    from framework.run.ensemble import ensemble as make
+
+    made = make(given.recipe, given.runs, out=given.out, rounds=given.rounds, outputs=given.outputs)
+    tags = sorted(next(iter(made.members.values())))
+    rows = [
+        [str(folder), f"{made.weights.get(folder, 0):.2f}", *(f"{found[tag]:.4f}" for tag in tags)]
+        for folder, found in made.members.items()
+    ]
+    whole = ["ensemble", "1.00", *(f"{made.metrics[tag]:.4f}" for tag in tags)]
+    print(table([*rows, whole], ["", "weight", *tags]))
+    tested = [[tag, f"{value:.4f}"] for tag, value in sorted(made.metrics.items()) if tag.startswith("test/")]
+    if tested:
+        print(f"\n{table(tested)}")
+    if made.out is not None:
+        print(f"\nwritten: {made.out}")
+    return 0
+
+
 def soup(args: list[str]) -> int:
     """Write the mean of the weights of several runs; see :func:`framework.run.soup.soup`."""
     parser = argparse.ArgumentParser(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from framework.cli.answers import compare
-from framework.cli.commands import check, list_plugins, run_with_recipe, soup
+from framework.cli.commands import check, ensemble, list_plugins, run_with_recipe, soup
 from framework.cli.flags import COMMANDS, PROG
 from framework.cli.tracebacks import print_own_lines, print_plugin_error, print_traceback
 from framework.errors import Mistake, UserError, did_you_mean, one_line
@@ -71,6 +71,8 @@ def _run(args: list[str]) -> int:
         return list_plugins(args[1:])
     if command == "check":
         return check(args[1:])
+    if command == "ensemble":
+        return ensemble(args[1:])
     if command == "soup":
         return soup(args[1:])
     if command == "compare":

@@ -32,12 +32,16 @@ _OUTPUTS: dict[Any, str] = {
 def outputs_of(loss: Any) -> str | None:
     """Return which distribution a loss reads from the network's outputs, None where that is not known.
 
+    Torch's losses are known; another says so by an attribute ``outputs``.
+
     Example:
         >>> outputs_of(nn.BCEWithLogitsLoss()), outputs_of(F.mse_loss), outputs_of(len)
         ('bernoulli', 'normal', None)
     """
     while isinstance(loss, functools.partial):
         loss = loss.func
+    if (told := getattr(loss, "outputs", None)) in ("softmax", "bernoulli", "normal"):
+        return str(told)
     kind = next((one for one in type(loss).__mro__ if one in _OUTPUTS), None)
     if kind is not None:
         return _OUTPUTS[kind]

@@ -92,3 +92,16 @@ def test_a_soup_of_two_runs_is_tested(run: Callable[..., tuple[int, str, str]], 
     code, _, err = run("soup", "--runs", *runs, logs=False)
     assert (code, err.count("\n")) == (2, 1)
     assert "soup needs a recipe, runs and a file" in err
+
+
+def test_an_ensemble_of_two_runs(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        assert run("fit", "--seed", seed)[0] == 0
+    file = str(tmp_path / "whole.pt2")
+    code, out, err = run("ensemble", "--runs", str(tmp_path / "logs"), "--out", file, logs=False)
+    assert code == 0, err
+    assert "weight" in out and "test/" in out
+    assert f"written: {file}" in out
+    code, _, err = run("ensemble", logs=False)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "ensemble needs a recipe and runs" in err
