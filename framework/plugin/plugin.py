@@ -74,7 +74,7 @@ class Plugin(Facts):
     **Examples** are settings with which :mod:`framework.testing` tests the class. ``examples`` lists settings strong
     enough to have a visible effect. ``absent`` lists, for each example (or one for all), the settings to override so
     that the plugin has no effect, None if no settings do that. An example may also contain ``"in"``, the task
-    (``"images"`` or ``"tokens"``), and ``"with"``, other plugins it needs, ``{"norm_penalty": {"alpha": 0.1}}``.
+    (``"images"``, ``"tokens"``, ``"rows"``), and ``"with"``, plugins that it needs: ``{"norm_penalty": {"alpha": 1}}``.
 
     Args:
         name: the plugin's name in logs, ``--set`` and checkpoints; by default its class name in snake case.

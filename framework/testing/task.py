@@ -75,6 +75,18 @@ def token_network(noisy: bool) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers))
 
 
+def row_network(noisy: bool) -> nn.Sequential:
+    """Return a network for rows of 5 numbers; ``noisy`` as in :func:`image_network`."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("hidden", nn.Linear(5, 8)),
+        ("norm", nn.BatchNorm1d(8) if noisy else nn.Identity()),
+        ("relu", nn.ReLU()),
+        ("drop", Dropout() if noisy else nn.Identity()),
+        ("head", nn.Linear(8, CLASSES)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
 def images(generator: torch.Generator) -> Tensor:
     """Return random images ``(samples, 1, 8, 8)`` in [0, 1]."""
     return torch.rand(SAMPLES + HELD_OUT, 1, 8, 8, generator=generator)
@@ -83,6 +95,11 @@ def images(generator: torch.Generator) -> Tensor:
 def tokens(generator: torch.Generator) -> Tensor:
     """Return random sequences of 5 ids."""
     return torch.randint(11, (SAMPLES + HELD_OUT, 5), generator=generator)
+
+
+def rows(generator: torch.Generator) -> Tensor:
+    """Return random rows of 5 numbers."""
+    return torch.randn(SAMPLES + HELD_OUT, 5, generator=generator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,4 +134,9 @@ class Task:
             return self.network(noisy).to(dtype)
 
 
-TASKS = {task.name: task for task in (Task("images", image_network, images), Task("tokens", token_network, tokens))}
+_EVERY = (
+    Task("images", image_network, images),
+    Task("tokens", token_network, tokens),
+    Task("rows", row_network, rows),
+)
+TASKS = {task.name: task for task in _EVERY}
