@@ -64,6 +64,8 @@ class Choices:
     def __init__(self, *values: Any) -> None:
         if not values:
             raise UserError("Choices(): give at least one value")
+        if twice := next((one for place, one in enumerate(values) if one in values[:place]), None):
+            raise UserError(f"Choices: {twice!r} is given twice")
         object.__setattr__(self, "values", values)
 
     def __str__(self) -> str:
@@ -121,16 +123,17 @@ def read_range(given: Any, annotation: Any, who: str) -> Searched:
 
 def _parsed(text: str, annotation: Any, who: str) -> Searched:
     low, dots, high = text.partition("..")
+    whole = whole_numbers(annotation)
     try:
         if dots:
-            whole = whole_numbers(annotation)
             ends = [int(end) if whole else float(end) for end in (low, high)]
             declared = range_of(annotation)
             log = isinstance(declared, LogRange) if declared else ends[0] > 0 and ends[1] >= 10 * ends[0]
             return (LogRange if log and ends[0] > 0 else Range)(*ends)
         values = yaml.safe_load(f"[{text}]")
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{who}={text}: must be LOW..HIGH, or choices such as A,B,C") from error
+        numbers = " in whole numbers" if whole else ""
+        raise UserError(f"{who}={text}: must be LOW..HIGH{numbers}, or choices such as A,B,C") from error
     if not values:
         raise UserError(f"{who}=: names no value; write LOW..HIGH, or choices such as A,B,C")
     return Choices(*(read_value(Text(v) if isinstance(v, str) else v, annotation) for v in values))

@@ -179,7 +179,9 @@ def plain(value: Any) -> Any:
     value = as_python(value)
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return str(value)  # text of the command line too, which is a class of its own
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, Path):
         return str(value)

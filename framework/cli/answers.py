@@ -80,7 +80,10 @@ def _tune(path: str, given: dict[str, Any]) -> int:
     from framework.tune.cost import dry
 
     given = {_FIELDS.get(name, name): value for name, value in given.items()}
-    given["search"] = dict(_range(text) for text in given.get("search") or [])
+    ranges = [_range(text) for text in given.get("search") or []]
+    if twice := next((name for place, (name, _) in enumerate(ranges) if name in dict(ranges[:place])), None):
+        raise UserError(f"--search {twice}: given twice; give one range")
+    given["search"] = dict(ranges)
     if given.pop("dry", False):
         print(dry(path, **given))
         return 0
@@ -88,6 +91,8 @@ def _tune(path: str, given: dict[str, Any]) -> int:
     study = tune(path, **given, tell=lines)
     lines.end()
     print(study.summary())
+    if study.best is None:
+        raise UserError("tune: no trial completed; see the errors above, or give a larger budget")
     return 0
 
 

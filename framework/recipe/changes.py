@@ -10,6 +10,7 @@ import yaml
 
 from framework.errors import UserError, did_you_mean, one_line
 from framework.settings import plain
+from framework.values import as_text
 
 # the names in the file, and the arguments of `fit` that they are
 _ENTRIES = {
@@ -54,7 +55,10 @@ def read_changes(path: str | Path) -> dict[str, Any]:
         kind = list if entry in ("with", "without") else dict
         if not isinstance(value, kind):
             raise UserError(f"settings {path}: {entry} must be a {'list' if kind is list else 'mapping'}")
-    changes = {_ENTRIES[entry]: value for entry, value in found.items()}
+    changes: dict[str, Any] = {_ENTRIES[entry]: value for entry, value in found.items()}
+    for name in ("parameters", "settings"):  # text may stand for a number, as it did where the command line gave it
+        if name in changes:
+            changes[name] = as_text(changes[name])
     if "with_" in changes:
-        changes["with_"] = [one if isinstance(one, str) else tuple(one) for one in changes["with_"]]
+        changes["with_"] = [one if isinstance(one, str) else (one[0], as_text(one[1])) for one in changes["with_"]]
     return changes

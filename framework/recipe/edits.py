@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from pytorch_lightning import Callback
 
@@ -51,6 +51,7 @@ def apply_edits(
         else:
             name, fields = given
             _insert(plugins, _made(find_plugin(name, local), fields, f"--with {name}"))
+    changed: dict[int, dict[str, Any]] = {}
     for path, value in (settings or {}).items():
         who = f"--set {path}"
         name, dot, field = path.rpartition(".")
@@ -62,7 +63,9 @@ def apply_edits(
             raise UserError(
                 f"{who}: {name} is a plain Lightning callback, whose settings can only be changed in the recipe"
             )
-        plugins[index] = dataclasses.replace(plugin, **read_fields(type(plugin), {field: value}, who))
+        changed.setdefault(index, {}).update(read_fields(type(plugin), {field: value}, who))
+    for index, fields in changed.items():  # together, since some settings only make sense beside others
+        plugins[index] = dataclasses.replace(cast("Plugin", plugins[index]), **fields)
     return dataclasses.replace(recipe, plugins=plugins)
 
 

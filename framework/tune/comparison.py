@@ -43,11 +43,13 @@ def compare(runs: Iterable[str | Path], *, metric: str | None = None, mode: str 
     base = settings[0]
     rows = [row_of(name, found, base, metric, higher) for name, found in zip(names[1:], settings[1:], strict=True)]
     if not any(row.found.n for row in rows):
-        seeds = sorted({one.record["seed"] for one in base})
+        first, other = (some(list(dict.fromkeys(_words(one) for one in found))) for found in settings[:2])
         raise UserError(
-            f"compare: no run of another setting has a seed of the first one's ({seeds}); train the same seeds"
+            f"compare: no run of another setting can be paired with one of the first, which are of {first}: {names[1]}"
+            f" is of {other}; train the same seeds, folds and splits"
         )
-    notes = [f"compared with: {names[0]} ({len(base)} runs, first {base[0].folder})"]
+    count = f"{len(base)} runs, first" if len(base) > 1 else "one run,"
+    notes = [f"compared with: {names[0]} ({count} {base[0].folder})"]
     notes += _alone(settings, names)
     return report(
         f"{every[0].record['recipe']}: {len(settings)} settings", metric, higher, rows, "first setting", notes
@@ -125,7 +127,7 @@ def _names(settings: list[dict[str, Any]]) -> list[str]:
     for whole, found in zip(settings, differences(settings), strict=True):
         plugins = {name.removeprefix(PLUGIN): one for name, one in found.items() if name.startswith(PLUGIN)}
         parts = [
-            f"{name}={value}"
+            f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
             for name, value in found.items()
             if value is not None and not name.startswith(PLUGIN) and name.partition(".")[0] not in plugins
         ]
@@ -136,12 +138,17 @@ def _names(settings: list[dict[str, Any]]) -> list[str]:
     return names
 
 
+def _words(one: Trained) -> str:
+    """Return by what a run is paired with others."""
+    return " ".join(f"{key} {value}" for key, value in one.pair)
+
+
 def _alone(settings: Sequence[Sequence[Trained]], names: Sequence[str]) -> list[str]:
     """Return notes on runs that have no partner."""
     base = {one.pair for one in settings[0]}
     notes = []
     for name, found in zip(names[1:], settings[1:], strict=True):
-        alone = [", ".join(f"{key} {value}" for key, value in one.pair) for one in found if one.pair not in base]
+        alone = [_words(one) for one in found if one.pair not in base]
         if alone:
             notes.append(f"{name}: not paired, since {names[0]} has no such run: {some(alone)}")
     return notes

@@ -78,6 +78,11 @@ class Order:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name):
             raise UserError(f"name={self.name!r}: must consist of letters, digits, '_', '-' and '.'")
+        if self.storage is not None and "://" not in self.storage:
+            raise UserError(
+                f"storage={self.storage!r}: must be an address, postgresql+psycopg://..., sqlite:///FILE or"
+                " grpc://HOST:PORT; leave it out for a journal file in the study's folder"
+            )
 
     @property
     def folder(self) -> Path:
@@ -96,6 +101,10 @@ class Order:
             UserError: if the recipe cannot be built, or has no folds although they were asked for.
         """
         if self.folds:
+            if "fold" in self.search:
+                raise UserError(
+                    f"search fold, folds={self.folds}: each trial trains every fold, so that none is left to search"
+                )
             known = list(inspect.signature(self.factory()).parameters)
             if "fold" not in known:
                 raise UserError(
@@ -192,12 +201,21 @@ class Order:
         names = ("parameters", "trainer", "settings", "with_", "without", "metric", "mode")
         asked = {"recipe": self.spec({}).name, **{name: plain(getattr(self, name)) for name in names}, **plain(more)}
         if before is not None and before != asked:
-            different = [f"{key}: {before.get(key)} → {asked[key]}" for key in asked if before.get(key) != asked[key]]
+            different = [_difference(key, before.get(key), now) for key, now in asked.items() if before.get(key) != now]
             raise UserError(
                 f"{self.name!r} in {self.folder.parent} is another one ({'; '.join(different)}); give the same"
                 " arguments, or another name"
             )
         return asked
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Return what changed, without the entries of a list in text that are the same."""
+    if isinstance(before, str) and isinstance(now, str):
+        old, new = before.split("; "), now.split("; ")
+        before = "; ".join(one for one in old if one not in new) or "nothing"
+        now = "; ".join(one for one in new if one not in old) or "nothing"
+    return f"{key}: {before} → {now}"
 
 
 def _name(added: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -11,6 +12,7 @@ from framework.errors import UserError, did_you_mean
 from framework.plugin.plugin import Plugin, overrides
 from framework.ranges import Choices, LogRange, Searched, range_of, read_range, whole_numbers
 from framework.recipe.recipe import Recipe
+from framework.settings import plain
 from framework.tune.order import Order
 
 if TYPE_CHECKING:
@@ -127,30 +129,77 @@ class Space:
         return left_out(self.plugins, [plugin.name for plugin in self.plugins if plugin not in on])
 
     def _dimensions(self, recipe: Recipe) -> Iterator[Dimension]:
-        search = dict(self.order.search)
+        search, fixed = dict(self.order.search), {**self.order.parameters, **self.order.settings}
+        for name in search:
+            if name in fixed:
+                raise UserError(f"search {name}: it is fixed to {fixed[name]!r} as well; give one of the two")
+        follows = self._follows(recipe)
         for owner, annotation, value, name in self._candidates(recipe):
-            given = search.pop(name, None)
+            given, leader = search.pop(name, None), follows.get(name)
             if given is not None:
+                if leader is not None and leader not in fixed:
+                    raise UserError(f"search {name}: the parameter {leader}, searched too, sets it; search one")
                 yield _dimension(name, read_range(given, annotation, name), value, annotation)
-            elif name not in self.order.parameters and name not in self.order.settings:
+            elif name not in fixed and leader is None:
                 used = isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0
                 declared = range_of(annotation)
                 if declared is not None and used and (owner is None or name.rpartition(".")[2] not in owner.idle):
                     yield _dimension(name, declared, value, annotation)
         for name in search:
+            plugin = name.rpartition(".")[0]
+            if plugin and plugin not in [one.name for one in self.plugins]:
+                why = "is left out" if plugin in self.order.without else "is not in the recipe; add it by --with"
+                raise UserError(f"search {name}: the plugin {plugin} {why}")
             known = [found for *_, found in self._candidates(recipe)]
             raise UserError(f"search {name}: no such setting or parameter{did_you_mean(name, known)}")
+
+    def _follows(self, recipe: Recipe) -> dict[str, str]:
+        """Return for each setting that a searched or fixed parameter of the recipe sets, the name of that parameter.
+
+        A trial that searched both would set what the parameter says to something else.
+        """
+        found: dict[str, str] = {}
+        for _, annotation, value, name in [one for one in self._candidates(recipe) if one[0] is None]:
+            given = self.order.search.get(name)
+            searched = range_of(annotation) if given is None else read_range(given, annotation, name)
+            if name in self.order.parameters:
+                others = _others(value)
+            elif searched is not None:
+                others = list(searched.values) if isinstance(searched, Choices) else [searched.low, searched.high]
+            else:
+                continue
+            for other in [one for one in others if one != value][:1]:
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        changed = self.order.spec({"parameters": {name: other}}).build()
+                except Exception:  # whatever the recipe raises, it takes no such value
+                    continue
+                settings = {path: plain(one) for _, _, one, path in self._candidates(changed)}
+                found |= {
+                    path: name
+                    for owner, _, one, path in self._candidates(recipe)
+                    if owner is not None and path in settings and settings[path] != plain(one)
+                }
+        return found
 
     def _candidates(self, recipe: Recipe) -> Iterator[tuple[Plugin | None, Any, Any, str]]:
         factory = inspect.unwrap(self.order.factory())
         hints = get_type_hints(factory, include_extras=True)
         for name, value in recipe.parameters.items():
             yield None, hints.get(name, Any), value, name
-        for plugin in self.plugins:
+        for plugin in [one for one in recipe.plugins if isinstance(one, Plugin)]:
             hints = get_type_hints(type(plugin), include_extras=True)
             for field in dataclasses.fields(plugin):
                 if field.name != "name":
                     yield plugin, hints[field.name], getattr(plugin, field.name), f"{plugin.name}.{field.name}"
+
+
+def _others(value: Any) -> list[Any]:
+    """Return another value of a parameter, to see what follows it; none of a kind that is no number."""
+    if isinstance(value, bool):
+        return [not value]
+    return [value + 1] if isinstance(value, int) else [1.5 * value + 0.01] if isinstance(value, float) else []
 
 
 def _dimension(name: str, searched: Searched, value: Any, annotation: Any) -> Dimension:

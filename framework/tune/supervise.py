@@ -52,7 +52,10 @@ def keep_running(
 
     def start() -> Any:
         process = context.Process(target=_run, args=(target, args, threads))
-        process.start()
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:
+            raise UserError(f"{who}: the process that starts workers was killed; give the command again") from error
         return process
 
     running, died = [start() for _ in range(workers)], 0

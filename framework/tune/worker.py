@@ -83,9 +83,9 @@ class Worker:
         from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
-        chosen = self.space.suggest(trial)
-        trial.set_user_attr("chosen", plain(chosen))
         try:
+            chosen = self.space.suggest(trial)
+            trial.set_user_attr("chosen", plain(chosen))
             heard = _heard_of(trial, self.where) if self.elsewhere else contextlib.nullcontext()
             with heard, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they were told when the study began

@@ -31,6 +31,24 @@ def test_a_search_prints_a_line_a_trial_and_fit_takes_its_file(run: Run, tmp_pat
     assert [fields["name"] for _, fields in kept["with"]] == ["more"]
 
 
+def test_text_of_flags_stands_in_the_file(run: Run, tmp_path: Path) -> None:
+    flags = ("--with", "hidden_noise:layers=Tanh,kind=masking,rate=0.1", "--set", "input_noise.std=0.2")
+    code, _, err = run("tune", *SEARCH, *flags)
+    assert code == 0, err
+    file = next(tmp_path.glob("logs/*/studies/study/best.yaml"))
+    code, _, err = run("fit", "--settings", str(file))
+    assert code == 0, err
+    kept = json.loads(next(tmp_path.glob("logs/*/version_0/run.json")).read_text())
+    found = {one["name"]: one["settings"] for one in kept["plugins"]}
+    assert (found["hidden_noise"]["rate"], found["input_noise"]["std"]) == (0.1, 0.2)
+
+
+def test_a_study_of_failures_says_so(run: Run) -> None:
+    code, _, err = run("tune", "--trials", "2", "--search", "widths=[-1],[-2]", "--set", "input_noise.std=0")
+    assert code == 2
+    assert "tune: no trial completed" in err
+
+
 def test_a_dry_run(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("tune", *SEARCH, "--dry")
     assert code == 0
@@ -44,6 +62,7 @@ def test_a_dry_run(run: Run, tmp_path: Path) -> None:
         (("--search", "alpha"), "--search alpha: write it as NAME=LOW..HIGH"),
         (("--prune", "often"), "prune='often': must be one of 'none', 'median'"),
         (("--serach", "alpha=1..2"), "no such flag: --serach; did you mean '--search'?"),
+        (("--search", "alpha=1..2", "--search", "alpha=1..3"), "--search alpha: given twice"),
         (("--search", "alhpa=1..2"), "search alhpa: no such setting or parameter; did you mean 'alpha'?"),
         (("--settings", "nowhere.yaml"), "settings nowhere.yaml: cannot be read"),
     ],

@@ -12,6 +12,7 @@ from framework.recipe.edits import apply_edits, name_of
 from framework.recipe.recipe import Recipe
 from framework.settings import NonNegative
 from framework.values import Text
+from plugins.input_noise import InputNoise
 
 
 class Pull(Plugin):
@@ -53,6 +54,13 @@ def test_changes_a_setting_and_leaves_the_recipe_as_it_is(recipe: Callable[..., 
     ]
     assert before.plugins[0].strength == 0.2
     assert after.plugins[1] is before.plugins[1]
+
+
+def test_settings_that_need_one_another_are_changed_together(recipe: Callable[..., Recipe]) -> None:
+    for order in (1, -1):
+        given = dict([("input_noise.kind", "masking"), ("input_noise.rate", 0.1)][::order])
+        plugin = apply_edits(recipe([InputNoise(0.2)]), given).plugins[0]
+        assert (plugin.kind, plugin.rate) == ("masking", 0.1)
 
 
 def test_reads_text_by_the_type_of_the_field(recipe: Callable[..., Recipe]) -> None:

@@ -75,7 +75,11 @@ def test_more_is_better_for_an_accuracy_and_folds_are_pairs(toy: Path, tmp_path:
     ("which", "given", "words"),
     [
         ([0], {}, r"compare: one run, .*version_0; give runs of at least two settings"),
-        ([0, 4], {}, r"no run of another setting has a seed of the first one's \(\[0\]\); train the same seeds"),
+        (
+            [0, 4],
+            {},
+            r"can be paired with one of the first, which are of seed 0 fold None: .* seed 1 fold None;",
+        ),
         ([0, 1], {"metric": "val/f1"}, r"metric='val/f1': .*version_0 has none of that name \(it has: .*val/accuracy"),
         ([0, 1], {"metric": "val/loss", "mode": "low"}, r"mode='low': must be 'min' or 'max'"),
     ],

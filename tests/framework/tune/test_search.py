@@ -113,3 +113,12 @@ def test_a_recipe_of_a_script_is_for_one_worker(monkeypatch: pytest.MonkeyPatch)
 def test_budgets(toy: Path, tmp_path: Path) -> None:
     assert len(tune(toy, epochs=5, logs=tmp_path / "epochs").ended()) == 3
     assert len(tune(toy, minutes=1e-9, logs=tmp_path / "minutes").ended()) == 0
+
+
+def test_an_impossible_choice_fails_one_trial_alone(toy: Path, tmp_path: Path) -> None:
+    search = {"input_noise.kind": "gaussian,masking", "input_noise.std": "0.01..0.1"}
+    found = tune(toy, trials=6, search=search, logs=tmp_path)
+    failed = [one for one in found.trials if "error" in one.user_attrs]
+    assert 0 < len(failed) < 6
+    assert all("kind='masking', rate=None" in one.user_attrs["error"] for one in failed)
+    assert found.best is not None

@@ -96,7 +96,16 @@ def test_settings_without_effect_are_not_searched(toy: Path) -> None:
     ("given", "words"),
     [
         ({"search": {"widht": "1..2"}}, r"search widht: no such setting or parameter; did you mean 'width'\?"),
-        ({"search": {"sam.rho": "0.1..1"}}, r"search sam.rho: no such setting or parameter"),
+        (
+            {"search": {"input_noise.std": "0.1..1"}, "without": ["input_noise"]},
+            r"search input_noise.std: the plugin input_noise is left out",
+        ),
+        ({"search": {"width": "4..8"}, "parameters": {"width": 4}}, r"search width: it is fixed to 4 as well"),
+        ({"search": {"width": "4.5..8"}}, r"width=4.5..8: must be LOW..HIGH in whole numbers"),
+        ({"search": {"width": "4,8,4"}}, r"Choices: 4 is given twice"),
+        ({"search": {"fold": "0,1"}, "folds": 2}, r"search fold, folds=2: each trial trains every fold"),
+        ({"storage": "nonsense"}, r"storage='nonsense': must be an address"),
+        ({"search": {"sam.rho": "0.1..1"}}, r"search sam.rho: the plugin sam is not in the recipe; add it by --with"),
         ({"search": {"norm_penalty.alpha": "-1..1"}}, r"norm_penalty.alpha=-1\.\.1: -1\.0 is not possible"),
         ({"search": {"optimizer.lr": "fast,slow"}}, r"optimizer.lr=fast, slow: 'fast' is not possible"),
         ({"folds": 3, "parameters": {"fold": 1}}, None),
@@ -122,3 +131,22 @@ def test_the_direction_is_that_of_the_metric(toy: Path) -> None:
         order = Order(toy, metric=metric)
         order.build()
         assert (order.metric, order.mode) == (metric or "val/loss", mode)
+
+
+def led(toy: Path, tmp_path: Path) -> Path:
+    """Return a recipe whose parameter sets a plugin's setting."""
+    path = tmp_path / "led.py"
+    text = toy.read_text().replace("    refuse: float = 0.0,\n", "    refuse: float = 0.0,\n    noise: float = 0.1,\n")
+    path.write_text(text.replace("InputNoise(0.1)", "InputNoise(noise)"))
+    return path
+
+
+def test_a_setting_follows_the_parameter_that_sets_it(toy: Path, tmp_path: Path) -> None:
+    path = led(toy, tmp_path)
+    assert "input_noise.std" in names(space(path))
+    for given in ({"parameters": {"noise": 0.1}}, {"parameters": {"noise": 0.3}}, {"search": {"noise": "0.05..0.5"}}):
+        assert "input_noise.std" not in names(space(path, **given))
+    found = space(path, parameters={"noise": 0.3}, search={"input_noise.std": "0.05..0.5"})
+    assert "input_noise.std" in names(found)
+    with pytest.raises(UserError, match=r"search input_noise.std: the parameter noise, searched too, sets it"):
+        space(path, search={"noise": "0.05..0.5", "input_noise.std": "0.1..1"})
