@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.errors import some
 from framework.ops.noise import normals
-from framework.ops.patterns import Patterns, is_norm, select_weights
+from framework.ops.patterns import Patterns, normalized, select_weights
 from framework.ops.shards import is_sharded, laid_out_as, locals_of
 from framework.ops.tables import padding_rows
 from framework.ops.weights import Training
@@ -63,18 +63,6 @@ def _shaped_as(weight: Tensor, part: Tensor) -> Tensor:
     if weight.is_complex():
         return torch.view_as_complex(part.reshape(*weight.shape, 2)) * math.sqrt(0.5)
     return part if weight.ndim == 1 else part.view_as(weight)
-
-
-def normalized(model: nn.Module) -> set[Tensor]:
-    """Return the parameters of layers that precede a norm layer directly in an ``nn.Sequential``.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
-        >>> normalized(model) == {model[0].weight, model[0].bias}
-        True
-    """
-    pairs = [pair for one in model.modules() if isinstance(one, nn.Sequential) for pair in itertools.pairwise(one)]
-    return {weight for layer, after in pairs if is_norm(after) for weight in layer.parameters(recurse=False)}
 
 
 class Share(NamedTuple):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Union
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.weight_norm import WeightNorm
@@ -172,3 +173,15 @@ def _is_length(layer: nn.Module, name: str) -> bool:
 def is_norm(layer: nn.Module) -> bool:
     """Return whether a layer is a normalization layer."""
     return isinstance(layer, _NORMS)
+
+
+def normalized(model: nn.Module) -> set[Tensor]:
+    """Return the parameters of layers that precede a norm layer directly in an ``nn.Sequential``.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+        >>> normalized(model) == {model[0].weight, model[0].bias}
+        True
+    """
+    pairs = [pair for one in model.modules() if isinstance(one, nn.Sequential) for pair in itertools.pairwise(one)]
+    return {weight for layer, after in pairs if is_norm(after) for weight in layer.parameters(recurse=False)}
