@@ -52,7 +52,6 @@ BOTH: dict[str, dict[str, dict[str, Any]]] = {
     "gradient noise": {"gradient_noise": {"eta": 0.01}},
     "gradient centralization": {"gradient_centralization": {}},
     "adaptive clipping": {"adaptive_clipping": {"ratio": 0.02}},
-    "lookahead": {"lookahead": {}},
 }
 OWN: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     IMAGES: {

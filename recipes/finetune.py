@@ -101,7 +101,7 @@ def recipe(
     batch_size: int = 50,
     size: int = 64,
     lr: float = 1e-3,
-    head_epochs: int = 4,
+    head_epochs: int | None = None,
     tested: int = 2000,
 ) -> Recipe:
     """Classify pictures of clothes from few labels, by a network that was trained on photographs.
@@ -116,7 +116,7 @@ def recipe(
         batch_size: samples per optimizer step.
         size: side to which images are enlarged, in pixels; the network was trained on 224.
         lr: highest learning rate; the head alone and LoRA take five times as much.
-        head_epochs: epochs in which ``lp_ft`` trains the head alone.
+        head_epochs: epochs in which ``lp_ft`` trains the head alone, by default a third of them.
         tested: number of images of the validation and of the test part.
     """
     train, val, test = read_fashion_mnist(data)
@@ -131,7 +131,7 @@ def recipe(
         "l2_sp": [NormPenalty(alpha={"head*": 0.0, "*": 0.01}, around="start")],
         "gradual": [Unfreeze(every=1)],
         "lora": [LoRA("*_project_conv,*_expand_conv,*_conv_head", rank=8, train="head")],
-        "lp_ft": [Unfreeze(["head", "*"], every=head_epochs)],
+        "lp_ft": [Unfreeze(["head", "*"], every=head_epochs or max(1, epochs // 3))],
     }
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):  # its momentum of 0.01 is for long training: statistics would lag behind
