@@ -78,8 +78,8 @@ class LabelSmoothing(Plugin):
         UserError: if the loss is not one of torch's cross-entropies.
 
     Example:
-        >>> LabelSmoothing(0.1).describe()
-        'LabelSmoothing(eps=0.1)'
+        >>> LabelSmoothing(0.2).describe()
+        'LabelSmoothing(eps=0.2)'
 
     Interacts with:
         ``Mixup`` and ``CutMix``, whose targets are unsure already: a smaller ε serves. ``label_smoothing`` of the loss
