@@ -186,6 +186,12 @@ class Objective(pl.LightningModule):
         """
         return self.observers.watch(plugin, patterns)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # hooks of layers do not follow a copy, such as that of a spawned process: there plugins attach again
+        self.observers = Observers(self.model, self.at)
+        self._attached = False
+
     def attach_plugins(self) -> None:
         """Attach the plugins and compile the network; once, and once more if the network was sharded in between."""
         if self._attached:
