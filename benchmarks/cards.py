@@ -51,6 +51,7 @@ BOTH: dict[str, dict[str, dict[str, Any]]] = {
     "EMA": {"weight_average": {"decay": 0.98}},
     "gradient noise": {"gradient_noise": {"eta": 0.01}},
     "gradient centralization": {"gradient_centralization": {}},
+    "lookahead": {"lookahead": {}},
     "adaptive clipping": {"adaptive_clipping": {"ratio": 0.02}},
 }
 OWN: dict[str, dict[str, dict[str, dict[str, Any]]]] = {

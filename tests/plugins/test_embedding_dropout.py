@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from framework import Data, Recipe, UserError, fit
 from framework.ops.keyed import Stream
 from framework.plugin.finding import LintWarning
+from plugins.embedding_dropout import EmbeddingDropout, drop_words
 from plugins.optimizer import Optimizer
 from plugins.strength_schedule import StrengthSchedule
-from plugins.embedding_dropout import EmbeddingDropout, drop_words
 
 WORDS = 12
 X = torch.randint(WORDS, (64, 5), generator=torch.Generator().manual_seed(0))
