@@ -58,7 +58,7 @@ OWN: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     IMAGES: {
         "CutMix": {"cut_mix": {}},
         "Cutout": {"cutout": {"size": 3}},
-        "DropBlock": {"drop_block": {"layers": "ReLU", "size": 3, "rate": 0.2}},
+        "DropBlock": {"drop_block": {"layers": "Conv2d", "size": 3, "rate": 0.2}},
     },
     ROWS: {
         "piecewise-linear numbers": {"number_encoding": {"bins": 8}},

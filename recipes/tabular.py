@@ -27,6 +27,7 @@ from framework.data.fetch import DataFile, fetch
 from framework.data.split import parts
 from plugins.hidden_noise import HiddenNoise
 from plugins.mixup import Mixup
+from plugins.number_encoding import NumberEncoding
 from plugins.optimizer import Optimizer
 from plugins.schedule import Schedule
 from plugins.weight_average import WeightAverage
@@ -150,6 +151,7 @@ def recipe(
     dropout: float = 0.3,
     mixup: float = 0.2,
     decay: float = 0.99,
+    bins: int = 0,
     split: int = 0,
     fold: int | None = None,
 ) -> Recipe:
@@ -167,6 +169,7 @@ def recipe(
         dropout: share of hidden units that are masked.
         mixup: alpha of mixup, which mixes pairs of rows, see plugins/mixup.py.
         decay: decay of the moving average of weights that is evaluated.
+        bins: bins of the piecewise-linear encoding of numbers with more than 8 values, 12 for instance; 0 for none.
         split: number of the random division into parts.
         fold: which of five folds validates, instead of a fixed part.
     """
@@ -174,6 +177,8 @@ def recipe(
     train, val, test = divided(table, y, categorical, split, fold)
     widths, classes = [train[0].shape[1], width, width, width], int(y.max()) + 1
     layers = [layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    numbers = [one for one in range(widths[0]) if len(train[0][:, one].unique()) > 8]
+    encoding = [NumberEncoding(bins, columns=numbers)] if bins and numbers else []
     steps_an_epoch = -(-len(train[1]) // batch_size)
     return Recipe(
         model=nn.Sequential(*layers, nn.Linear(width, classes)),
@@ -181,6 +186,7 @@ def recipe(
         loss=BalancedCrossEntropy(train[1]),
         metrics={"balanced_accuracy": BalancedAccuracy(classes)},
         plugins=[
+            *encoding,
             Mixup(mixup),
             HiddenNoise("ReLU", kind="masking", rate=dropout),
             WeightAverage(decay=decay),

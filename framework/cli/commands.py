@@ -65,14 +65,15 @@ def check(args: list[str]) -> int:
 
 
 def ensemble(args: list[str]) -> int:
-    """Choose runs whose mean prediction is best; see :func:`framework.run.ensemble.ensemble`."""
+    """Evaluate the mean prediction of runs; see :func:`framework.run.ensemble.ensemble`."""
     parser = argparse.ArgumentParser(
         prog=f"{PROG} ensemble RECIPE", description=f"{COMMANDS['ensemble'].capitalize()}.", exit_on_error=False
     )
     parser.add_argument("recipe", nargs="?", help="the runs' recipe")
     parser.add_argument("--runs", nargs="+", default=[], metavar="RUN", help="folders of runs, or that hold runs")
     parser.add_argument("--out", metavar="FILE.pt2", help="write the ensemble as one network")
-    parser.add_argument("--rounds", type=int, default=16, help="members to add, counted with repetition; default 16")
+    parser.add_argument("--greedy", action="store_true", help="choose members on the validation part; default all")
+    parser.add_argument("--rounds", type=int, default=16, help="with --greedy, members to add; default 16")
     parser.add_argument("--outputs", help="softmax, bernoulli or normal; default what the loss reads")
     given = parse_plain("ensemble", parser, args)
     if given.recipe is None or not given.runs:
@@ -80,7 +81,8 @@ def ensemble(args: list[str]) -> int:
     from framework.report.table import table
     from framework.run.ensemble import ensemble as make
 
-    made = make(given.recipe, given.runs, out=given.out, rounds=given.rounds, outputs=given.outputs)
+    options = {"greedy": given.greedy, "rounds": given.rounds, "outputs": given.outputs}
+    made = make(given.recipe, given.runs, out=given.out, **options)
     tags = sorted(next(iter(made.members.values())))
     rows = [
         [str(folder), f"{made.weights.get(folder, 0):.2f}", *(f"{found[tag]:.4f}" for tag in tags)]

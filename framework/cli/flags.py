@@ -47,7 +47,7 @@ _KINDS: dict[str, dict[str, Any]] = {
 COMMANDS = {
     **_WITH_RECIPE,
     **answers.COMMANDS,
-    "ensemble": "choose runs whose mean prediction is best, and evaluate it",
+    "ensemble": "evaluate the mean prediction of several runs, all or chosen on validation",
     "soup": "write the mean of the weights of several runs of a recipe",
     "plugins": "list the installed plugins with their settings",
     "check": "test whether a plugin, or every installed one, keeps the framework's guarantees",

@@ -116,22 +116,18 @@ class Objective(pl.LightningModule):
     def compute_loss(self, batch: Any) -> Outcome:
         """Compute J of one batch in training, validation and test; override it for another kind of objective.
 
+        Returns the outcome, or J alone as a scalar tensor.
+
         Args:
             batch: the collated batch, in training after the plugins' ``transform_batch``; a plugin may have made its
                 target a :class:`framework.MixedTarget`, which :meth:`data_loss` accepts.
-
-        Returns:
-            The outcome, or J alone as a scalar tensor.
         """
         return self._losses.of(batch, self.__dict__["_network"], self)
 
     def data_loss(self, prediction: Any, target: Any, weight: Tensor | None = None) -> Tensor:
         """Compute the recipe's loss; for a mixed target, the weighted mean of the losses of its pairs.
 
-        Args:
-            prediction: the network's output.
-            target: the target.
-            weight: the samples' weights, ``(samples,)``, see :func:`framework.data.means.weighted_mean`.
+        The samples' weights are ``(samples,)``, see :func:`framework.data.means.weighted_mean`.
         """
         return self._losses.data(prediction, target, weight)
 
@@ -154,8 +150,7 @@ class Objective(pl.LightningModule):
     def count(self, batch: Any) -> int | Tensor:
         """Return the number of elements that J averages over in this batch, by default its samples.
 
-        For a cross-entropy with class weights, or targets that it ignores, the sum of the weights that count, and with
-        sample weights their sum.
+        For a cross-entropy with class weights or ignored targets, the sum of what counts; of sample weights, their sum.
         """
         if type(self).compute_loss is Objective.compute_loss:
             return self._losses.count(batch)
@@ -189,8 +184,7 @@ class Objective(pl.LightningModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         # hooks of layers do not follow a copy, such as that of a spawned process: there plugins attach again
-        self.observers = Observers(self.model, self.at)
-        self._attached = False
+        self.observers, self._attached = Observers(self.model, self.at), False
 
     def attach_plugins(self) -> None:
         """Attach the plugins and compile the network; once, and once more if the network was sharded in between."""

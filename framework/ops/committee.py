@@ -46,7 +46,7 @@ def combined(predictions: Sequence[Tensor], weights: Sequence[float], outputs: O
     return yes - no
 
 
-def greedy(count: int, loss_of: Callable[[Sequence[float]], float], rounds: int) -> list[float]:
+def choose(count: int, loss_of: Callable[[Sequence[float]], float], rounds: int) -> list[float]:
     r"""Choose a committee one member at a time, a member as often as it helps, and return the members' weights.
 
     Starting with none, each round adds the member with which the committee's loss is lowest; the best of the committees
@@ -58,7 +58,7 @@ def greedy(count: int, loss_of: Callable[[Sequence[float]], float], rounds: int)
         rounds: number of rounds.
 
     Example:
-        >>> greedy(3, lambda w: (w[0] - 0.5) ** 2 + (w[2] - 0.5) ** 2, rounds=4)
+        >>> choose(3, lambda w: (w[0] - 0.5) ** 2 + (w[2] - 0.5) ** 2, rounds=4)
         [0.5, 0.0, 0.5]
 
     Source: Caruana, Niculescu-Mizil, Crew and Ksikes (2004), Ensemble selection from libraries of models.

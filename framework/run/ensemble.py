@@ -1,4 +1,4 @@
-"""``ensemble``: the mean prediction of several runs, chosen on the validation part."""
+"""``ensemble``: the mean prediction of several runs, all or chosen on the validation part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from framework.checkpoint.folder import ENDED, RunFolder
 from framework.data.outcome import Outcome
 from framework.data.outputs import outputs_of
 from framework.errors import UserError, one_line, some
-from framework.ops.committee import Outputs, combined, greedy
+from framework.ops.committee import Outputs, choose, combined
 from framework.recipe.recipe import Recipe
 from framework.recipe.spec import Source
 from framework.run.caller import as_alone
@@ -54,21 +54,25 @@ def ensemble(
     runs: Sequence[str | Path],
     *,
     out: str | Path | None = None,
+    greedy: bool = False,
     rounds: int = 16,
     outputs: Outputs | None = None,
 ) -> Ensemble:
-    """Choose runs whose mean prediction has the lowest loss on the validation part, and evaluate it.
+    """Take the mean prediction of several runs, or of those chosen on the validation part, and evaluate it.
 
     The runs may differ in everything but their data: seeds, settings, parameters, plugins, the network. Each
-    contributes what it evaluates with at its best epoch. Members are added one at a time, a member as often as it
-    helps; those that do not help get no weight. Of logits the mean is that of probabilities. The test part is
-    evaluated once, by the chosen runs.
+    contributes what it evaluates with at its best epoch. Of logits the mean is that of probabilities. ``greedy``:
+    members are added one at a time so that the loss on the validation part is lowest, a member as often as it helps;
+    those that do not help get no weight. That is for many candidates, such as the trials of a study; of few runs that
+    are all good, the mean of all is better where the validation part is small. The test part is evaluated once, by
+    the runs that have a weight.
 
     Args:
         recipe: what :func:`framework.fit` takes, the recipe of all runs.
         runs: folders of runs, or folders that hold runs, such as that of a study.
         out: file for the ensemble as one network, ``FILE.pt2``, see :func:`framework.export`; None for none.
-        rounds: number of members added, counted with repetition.
+        greedy: choose members on the validation part; else all have the same weight.
+        rounds: with ``greedy``, number of members added, counted with repetition.
         outputs: what the outputs are, ``"softmax"`` for logits of classes, ``"bernoulli"`` for logits of yes or no,
             ``"normal"`` for values; None for what the loss reads: torch's losses are known, others say so by an
             attribute ``outputs``.
@@ -101,7 +105,8 @@ def ensemble(
     def loss_of(weights: Sequence[float]) -> float:
         return float(loss(combined(shown, weights, kind), right))
 
-    chosen = dict(zip(folders, greedy(len(folders), loss_of, rounds), strict=True))
+    shares = choose(len(folders), loss_of, rounds) if greedy else [1 / len(folders)] * len(folders)
+    chosen = dict(zip(folders, shares, strict=True))
     weights = {folder: weight for folder, weight in chosen.items() if weight}
     metrics: dict[str, float] = {}
     predictions: dict[str, Tensor] = {}

@@ -139,3 +139,13 @@ def test_large_tables_take_fewer_epochs(data: Path) -> None:
 def test_a_short_run_learns(data: Path) -> None:
     run = fit(recipe, parameters={"name": "toy", "data": data, "epochs": 20}, trainer=QUIET, logs=None)
     assert run.metrics["val/balanced_accuracy"] > 0.75
+
+
+def test_numbers_are_encoded_on_request(data: Path) -> None:
+    made = recipe("toy", data, bins=6, epochs=2)
+    names = [type(plugin).__name__ for plugin in made.plugins]
+    assert names[0] == "NumberEncoding"
+    assert made.plugins[0].columns == [0]  # indicators are left out
+    assert "NumberEncoding" not in [type(plugin).__name__ for plugin in recipe("toy", data).plugins]
+    run = fit(made, logs=None, trainer={"enable_progress_bar": False})
+    assert run.core.model[0].edges.shape == (1, 7)

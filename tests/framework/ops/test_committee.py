@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from framework.ops.committee import combined, greedy
+from framework.ops.committee import choose, combined
 
 
 def test_probabilities_are_averaged() -> None:
@@ -41,7 +41,7 @@ def test_greedy_is_near_the_best_of_all() -> None:
     def loss_of(weights: Sequence[float]) -> float:
         return float(cross_entropy(combined(members, weights, "softmax"), target))
 
-    found = greedy(3, loss_of, rounds=8)
+    found = choose(3, loss_of, rounds=8)
     every = [[a / 8, b / 8, c / 8] for a, b, c in product(range(9), repeat=3) if a + b + c == 8]
     assert loss_of(found) < min(map(loss_of, ([1, 0, 0], [0, 1, 0], [0, 0, 1])))
     assert loss_of(found) == pytest.approx(min(map(loss_of, every)), rel=0.02)
@@ -49,4 +49,4 @@ def test_greedy_is_near_the_best_of_all() -> None:
 
 
 def test_one_that_does_not_help_is_left_out() -> None:
-    assert greedy(2, lambda w: w[1], rounds=5) == [1.0, 0.0]
+    assert choose(2, lambda w: w[1], rounds=5) == [1.0, 0.0]

@@ -34,11 +34,11 @@ version = "1.2.3"
 py-modules = ["{module}"]
 """
 
-GRADIENT_NOISE = '''
+GRADIENT_JITTER = '''
 from framework import Plugin
 from framework.settings import NonNegative
 
-class GradientNoise(Plugin):
+class GradientJitter(Plugin):
     """Add noise to gradients."""
 
     std: NonNegative = 0.01
@@ -74,12 +74,12 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def noise_site(build: Callable[..., Path]) -> Path:
     return build(
-        "jtilde-gradient-noise",
-        "gradient_noise_plugin",
-        GRADIENT_NOISE,
-        gradient_noise="gradient_noise_plugin:GradientNoise",
-        lost="gradient_noise_plugin:Lost",
-        three="gradient_noise_plugin:NOT_A_PLUGIN",
+        "jtilde-gradient-jitter",
+        "gradient_jitter_plugin",
+        GRADIENT_JITTER,
+        gradient_jitter="gradient_jitter_plugin:GradientJitter",
+        lost="gradient_jitter_plugin:Lost",
+        three="gradient_jitter_plugin:NOT_A_PLUGIN",
         nowhere="no_such_module:Thing",
     )
 
@@ -103,15 +103,15 @@ def test_the_bundled_plugins_are_registered_the_same_way() -> None:
 
 
 def test_a_distribution_of_its_own_is_found(installed: Path) -> None:
-    entry = next(entry for entry in registered() if entry.name == "gradient_noise")
-    assert entry.distribution == "jtilde-gradient-noise 1.2.3"
-    kind = find_plugin("gradient_noise")
-    assert kind(std=0.5).settings() == {"name": "gradient_noise", "std": 0.5}
+    entry = next(entry for entry in registered() if entry.name == "gradient_jitter")
+    assert entry.distribution == "jtilde-gradient-jitter 1.2.3"
+    kind = find_plugin("gradient_jitter")
+    assert kind(std=0.5).settings() == {"name": "gradient_jitter", "std": 0.5}
 
 
 def test_without_it_the_name_is_unknown() -> None:
-    with pytest.raises(UserError, match="no plugin is called 'gradient_noise'"):
-        find_plugin("gradient_noise")
+    with pytest.raises(UserError, match="no plugin is called 'gradient_jitter'"):
+        find_plugin("gradient_jitter")
 
 
 @pytest.mark.parametrize(
@@ -123,23 +123,23 @@ def test_without_it_the_name_is_unknown() -> None:
     ],
 )
 def test_a_broken_entry_point_names_its_distribution(installed: Path, name: str, reason: str) -> None:
-    with pytest.raises(UserError, match=rf"plugin '{name}' of jtilde-gradient-noise 1\.2\.3.*{reason}"):
+    with pytest.raises(UserError, match=rf"plugin '{name}' of jtilde-gradient-jitter 1\.2\.3.*{reason}"):
         find_plugin(name)
 
 
 def test_one_name_of_two_distributions_is_no_guess(installed: Path, build: Callable[..., Path], monkeypatch) -> None:
-    rival = build("rival", "rival_plugin", GRADIENT_NOISE, gradient_noise="rival_plugin:GradientNoise")
+    rival = build("rival", "rival_plugin", GRADIENT_JITTER, gradient_jitter="rival_plugin:GradientJitter")
     monkeypatch.syspath_prepend(str(rival))
-    message = r"'gradient_noise' is registered by jtilde-gradient-noise 1\.2\.3 and rival 1\.2\.3; uninstall one"
+    message = r"'gradient_jitter' is registered by jtilde-gradient-jitter 1\.2\.3 and rival 1\.2\.3; uninstall one"
     with pytest.raises(UserError, match=message):
-        find_plugin("gradient_noise")
+        find_plugin("gradient_jitter")
 
 
 def test_the_list_shows_good_ones_and_reports_broken_ones(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins"]) == 1
     shown = capsys.readouterr()
     assert (
-        "gradient_noise  (jtilde-gradient-noise 1.2.3)\n  Add noise to gradients.\n    std  0.01  float >= 0\n"
+        "gradient_jitter  (jtilde-gradient-jitter 1.2.3)\n  Add noise to gradients.\n    std  0.01  float >= 0\n"
         in shown.out
     )
     assert "norm_penalty  (jtilde " in shown.out
@@ -150,14 +150,14 @@ def test_the_list_shows_good_ones_and_reports_broken_ones(installed: Path, capsy
 def test_installation_turns_nothing_on_and_a_flag_does(installed: Path, recipe: Callable[..., Recipe]) -> None:
     bare = apply_edits(recipe([Shift()]))
     assert [plugin.name for plugin in bare.plugins] == ["shift"]
-    added = apply_edits(recipe([Shift()]), with_=[("gradient_noise", {"std": 0.5})])
-    assert [plugin.describe() for plugin in added.plugins] == ["Shift()", "GradientNoise(std=0.5)"]
+    added = apply_edits(recipe([Shift()]), with_=[("gradient_jitter", {"std": 0.5})])
+    assert [plugin.describe() for plugin in added.plugins] == ["Shift()", "GradientJitter(std=0.5)"]
 
 
 def test_the_command_line_finds_an_installed_distribution(noise_site: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(noise_site), str(ROOT)])}
     command = [sys.executable, "-m", "framework", "plugins"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert "gradient_noise  (jtilde-gradient-noise 1.2.3)" in done.stdout
+    assert "gradient_jitter  (jtilde-gradient-jitter 1.2.3)" in done.stdout
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -42,7 +42,7 @@ def runs(make: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_it_is_no_worse_than_its_members_and_exports(make: Any, runs: list[Path], tmp_path: Path, digits: Any) -> None:
-    made = ensemble(make, runs, out=tmp_path / "whole.pt2")
+    made = ensemble(make, runs, out=tmp_path / "whole.pt2", greedy=True)
     assert list(made.members) == runs
     assert sum(made.weights.values()) == pytest.approx(1)
     assert len(made.weights) > 1
@@ -56,13 +56,16 @@ def test_it_is_no_worse_than_its_members_and_exports(make: Any, runs: list[Path]
 
 
 def test_members_are_measured_as_their_runs_are(make: Any, runs: list[Path]) -> None:
-    made = ensemble(make, runs, rounds=1)
+    made = ensemble(make, runs, greedy=True, rounds=1)
     (only,) = made.weights
     assert made.metrics["test/loss"] == pytest.approx(evaluate(make, run=only)["test/loss"], rel=1e-5)
 
 
-def test_a_folder_of_runs(make: Any, runs: list[Path]) -> None:
-    assert list(ensemble(make, [runs[0].parent]).members) == sorted(runs)
+def test_all_runs_of_a_folder(make: Any, runs: list[Path]) -> None:
+    made = ensemble(make, [runs[0].parent])
+    assert made.weights == dict.fromkeys(sorted(runs), 1 / 3)
+    mean = torch.stack([predict(make, run=run).softmax(1) for run in runs]).mean(0)
+    torch.testing.assert_close(made.predictions["test"].softmax(1), mean)
 
 
 def test_bad_input(make: Any, runs: list[Path], tmp_path: Path) -> None:
