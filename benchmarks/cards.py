@@ -33,7 +33,7 @@ BOTH: dict[str, dict[str, dict[str, Any]]] = {
     "L2": {"norm_penalty": {"alpha": 3e-3}},
     "L1": {"norm_penalty": {"alpha": 3e-4, "p": 1}},
     "decoupled decay": {"optimizer": {"weight_decay": 0.1}},
-    "max-norm": {"norm_constraint": {"limit": 2.0}},
+    "max-norm": {"norm_constraint": {"limit": 0.8}},
     "orthogonality": {"matrix_penalty": {"alpha": 1e-3}},
     "spectral norm": {"matrix_penalty": {"alpha": 1e-2, "kind": "spectral"}},
     "nuclear norm": {"matrix_penalty": {"alpha": 1e-3, "kind": "nuclear"}},
