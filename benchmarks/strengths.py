@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from framework import Data, Recipe, fit
+from framework.data.fetch import DataFile, fetch
 from framework.data.split import parts
 from plugins.early_stopping import EarlyStopping
 from plugins.hidden_noise import HiddenNoise
@@ -30,20 +31,22 @@ from plugins.input_noise import InputNoise
 from plugins.norm_penalty import NormPenalty
 from plugins.optimizer import Optimizer
 from plugins.strength_tuner import StrengthTuner
-from recipes.fashion_mnist import read_fashion_mnist
+from recipes.fashion_mnist import read_idx
 from recipes.tabular import divided, read_table
 
 DECLARED = {"norm_penalty.alpha": 1e-3, "input_noise.std": 0.1, "hidden_noise.std": 0.1}
 RANGES = {"norm_penalty.alpha": (1e-5, 1e-1), "input_noise.std": (0.01, 1.0), "hidden_noise.std": (0.01, 1.0)}
+IMAGES = {"mnist": "mnist", "fashion": "fashion-mnist"}
 Parts = list[tuple[Tensor, Tensor]]
 
 
 def read(name: str, data: Path | None) -> Parts:
     """Return training, validation and test part of a set: 2,000 images, or a table."""
-    if name != "fashion":
+    if name not in IMAGES:
         return divided(*read_table(name, data))
-    x, y = read_fashion_mnist(data)[0]
-    chosen = [one[:2000] for one in (x.flatten(1), y)]
+    files = [DataFile(f"{IMAGES[name]}/train-{part}-ubyte") for part in ("images-idx3", "labels-idx1")]
+    x, y = (read_idx(path) for path in fetch(files, data))
+    chosen = [x[:2000].flatten(1) / 255, y[:2000].long()]
     return [(chosen[0][part], chosen[1][part]) for part in parts(2000, stratify=chosen[1])]
 
 
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for each set."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.strengths", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--sets", default="fashion,kc1,segment")
+    parser.add_argument("--sets", default="mnist,fashion,kc1,segment")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--trials", type=int, default=20)
