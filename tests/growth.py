@@ -37,7 +37,7 @@ class Watch(pl.Callback):
         if trainer.global_step % self.every == 0:
             resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
             kept = [path.stat().st_size for path in self.logs.rglob("*.ckpt")]
-            disk = max(kept, default=0)
+            disk = min(kept, default=0)  # one within an epoch also holds predictions that no metric has counted yet
             files = len(list(Path("/proc/self/fd").iterdir()))
             self.samples.append(Sample(trainer.global_step, resident / 2**20, files, disk / 2**10, len(kept)))
 

@@ -45,6 +45,13 @@ def test_tensors_of_the_same_memory_stay_so_and_others_apart() -> None:
     assert [copied[name].tolist() for name in ("left", "right", "turned")] == [[0, 1], [2, 3], [0, 2]]
 
 
+def test_a_list_of_two_places_stays_one() -> None:
+    shared = [{"step": 1}]
+    copied = copy_of({"a": shared, "b": {"c": shared}})
+    assert copied["a"] is copied["b"]["c"]
+    assert copied["a"] is not shared
+
+
 def test_a_copy_made_in_inference_can_be_changed() -> None:
     with torch.inference_mode():
         copied = copy_of([torch.zeros(2)])
