@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from framework.errors import UserError
+from framework.errors import UserError, some
 from framework.ops.patterns import Patterns, select_weights
 from framework.ops.shards import is_sharded
 from framework.ops.units import Units, units_by_weight
 from framework.plugin import Host, Plugin, Step
+
+_TABLES = (nn.Embedding, nn.EmbeddingBag)
 
 
 def centralized(gradient: Tensor, units: Units) -> Tensor:
@@ -34,9 +36,21 @@ def centralized(gradient: Tensor, units: Units) -> Tensor:
         dims = tuple(range(1, gradient.ndim))
         return gradient - gradient.mean(dims, keepdim=True)
     # a transposed convolution holds the inputs of each block in the first dimension
-    blocks = gradient.view(units.blocks, len(gradient) // units.blocks, *gradient.shape[1:])
+    blocks = gradient.reshape(units.blocks, len(gradient) // units.blocks, *gradient.shape[1:])
     dims = (1, *range(3, blocks.ndim))
-    return (blocks - blocks.mean(dims, keepdim=True)).view_as(gradient)
+    return (blocks - blocks.mean(dims, keepdim=True)).reshape(gradient.shape)
+
+
+def inputs(weight: Tensor, units: Units) -> int:
+    """Return how many entries of a weight feed each output unit.
+
+    Example:
+        >>> import torch
+        >>> inputs(torch.zeros(6, 2, 3, 3), Units(blocks=2)), inputs(torch.zeros(4, 3, 3, 3), Units(1, 0, blocks=2))
+        (18, 18)
+    """
+    # the second dimension counts the units of one block only
+    return weight.numel() // (weight.shape[units.out] * (units.blocks if units.out else 1))
 
 
 class GradientCentralization(Plugin):
@@ -45,14 +59,15 @@ class GradientCentralization(Plugin):
     .. math:: g_u \leftarrow g_u - \frac1n \sum_{i=1}^n g_{ui}
 
     A unit's weights then keep the mean that they began with, apart from decay and what the optimizer adds: the update
-    stays in a hyperplane, which regularizes and makes training smoother. Weights of less than two dimensions and
-    embeddings, whose rows are looked up and not summed, are left as they are.
+    stays in a hyperplane, which regularizes and makes training smoother. Left as they are: weights of less than two
+    dimensions; embeddings, whose rows are looked up and not summed, also where an output layer shares them; and units
+    of one input, such as of ``nn.Linear(1, 8)``, whose gradient less its mean is 0, so that they would never train.
 
     Args:
         weights: patterns of the weights.
 
     Raises:
-        UserError: if a pattern matches no weight, or parameters are sharded.
+        UserError: if a pattern matches no weight, or none that is centralized, or parameters are sharded.
 
     Example:
         >>> GradientCentralization("conv*").describe()
@@ -81,10 +96,18 @@ class GradientCentralization(Plugin):
                 f"{self.describe()}: needs all inputs of a unit, of which a rank has a part if parameters are sharded;"
                 " use strategy='ddp'"
             )
-        tables = core.model.modules()
-        looked_up = {id(layer.weight) for layer in tables if hasattr(layer, "num_embeddings")}
+        # with the tensors that a parametrized table is made of
+        looked_up = {
+            weight for layer in core.model.modules() if isinstance(layer, _TABLES) for weight in layer.parameters()
+        }
         units = units_by_weight(core.model)
-        self.chosen_ = [(weight, units[weight]) for weight in chosen.values() if id(weight) not in looked_up]
+        pairs = [(weight, units[weight]) for weight in chosen.values() if weight not in looked_up]
+        self.chosen_ = [(weight, where) for weight, where in pairs if inputs(weight, where) > 1]
+        if not self.chosen_:
+            raise UserError(
+                f"{self.describe()}: nothing to centralize in {some(chosen)}: gradients of embeddings and of units of"
+                " one input stay as they are; choose other weights by weights="
+            )
 
     def transform_gradients(self, step: Step) -> None:
         """Subtract the means."""
