@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from framework.errors import UserError
 from framework.ops.matrices import as_matrices, as_weight
-from framework.ops.patterns import Patterns, select_weights
+from framework.ops.patterns import Patterns, as_patterns, select_parameters, select_weights
 from framework.ops.shards import is_sharded
-from framework.ops.units import Units, units_by_weight
+from framework.ops.units import units_by_weight
 from framework.plugin import Host, Plugin, Step
 from framework.ranges import LogRange
 from framework.settings import Positive
@@ -25,7 +25,7 @@ def clipped(gradient: Tensor, weight: Tensor, ratio: float, least: float) -> Ten
         g_u \leftarrow g_u \min\!\left(1, \lambda\,\frac{\max(\lVert w_u\rVert_2, \epsilon)}{\lVert g_u\rVert_2}\right)
 
     Args:
-        gradient: ``(…, units, inputs)``.
+        gradient: ``(…, units, inputs)``; bit for bit as it is where it is within the bound.
         weight: shaped alike.
         ratio: λ.
         least: ε, the norm that weights near 0 count as.
@@ -34,9 +34,11 @@ def clipped(gradient: Tensor, weight: Tensor, ratio: float, least: float) -> Ten
         >>> clipped(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]]), ratio=0.5, least=1e-3)
         tensor([[0.3000, 0.4000]])
     """
-    bound: Tensor = ratio * torch.linalg.vector_norm(weight, dim=-1, keepdim=True).clamp_min(least)
-    norm: Tensor = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-    return gradient * (bound / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+    wide = torch.promote_types(weight.dtype, torch.float32)  # half precision has no room for squares and small bounds
+    bound: Tensor = ratio * torch.linalg.vector_norm(weight, dim=-1, keepdim=True, dtype=wide).clamp_min(least)
+    norm: Tensor = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True, dtype=wide)
+    share = (bound / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1)
+    return (gradient * share).to(gradient.dtype)
 
 
 class AdaptiveClipping(Plugin):
@@ -45,23 +47,27 @@ class AdaptiveClipping(Plugin):
     .. math::
         g_u \leftarrow g_u \min\!\left(1, \lambda\,\frac{\max(\lVert w_u\rVert_2, \epsilon)}{\lVert g_u\rVert_2}\right)
 
-    No step then changes a unit by much more than the learning rate times λ of its size, which allows networks without
-    normalization layers large batches and rates. It comes before other clipping, such as ``Optimizer(clip_norm=...)``,
-    with which it combines, and after terms on weights.
+    No step of SGD without momentum then changes a unit by more than the learning rate times λ of its size, which allows
+    networks without normalization layers large batches and rates. It comes after terms on weights and before other
+    clipping, such as ``Optimizer(clip_norm=...)``, with which it combines: that sees the gradient bounded here. Of an
+    embedding a unit is an entry of the vectors, as of the linear map that it is.
 
     Args:
         ratio: λ; 0.01 to 0.16, smaller for larger batches.
-        weights: patterns of the weights. The source leaves out the last layer; biases and gains count each for itself.
+        weights: patterns of the weights, biases and gains included. Of these each entry counts for itself, as its
+            unit's; the source's code takes all entries of one together.
         least: ε, so that weights that begin at 0 can grow.
+        without: patterns of weights to leave out of these; the source leaves out the last layer, such as ``"head"``.
 
     Raises:
-        UserError: if a pattern matches no weight, or parameters are sharded.
+        UserError: if a pattern matches no weight, none is left, a gradient is sparse, or parameters are sharded.
 
     Example:
-        >>> AdaptiveClipping(0.05, weights=["conv*", "hidden"]).describe()
-        "AdaptiveClipping(ratio=0.05, weights=['conv*', 'hidden'])"
+        >>> AdaptiveClipping(0.05, without="head").describe()
+        "AdaptiveClipping(ratio=0.05, without='head')"
 
-    Interacts with: adaptive optimizers, which scale gradients anyway; it is meant for SGD with momentum.
+    Interacts with: adaptive optimizers, which scale gradients anyway; it is meant for SGD with momentum. Plugins that
+    change gradients do so in the order of the recipe: after ``GradientNoise``, it bounds the noise too.
 
     Source: Brock, De, Smith and Simonyan (2021), High-performance large-scale image recognition without normalization.
     """
@@ -69,8 +75,9 @@ class AdaptiveClipping(Plugin):
     ratio: Annotated[Positive, LogRange(1e-3, 1.0)] = 0.01
     weights: Patterns = "*"
     least: Positive = 1e-3
+    without: Patterns = ()
 
-    examples = ({"ratio": 0.005}, {"ratio": 0.02, "weights": ["conv", "hidden"]})
+    examples = ({"ratio": 0.005}, {"ratio": 0.02, "without": "head"})
     absent = ({"ratio": 1e12},)
 
     def limits(self) -> Mapping[str, str]:
@@ -79,27 +86,35 @@ class AdaptiveClipping(Plugin):
 
     def attach(self, core: Host) -> None:
         """Select the weights."""
-        chosen = select_weights(core.model, self.weights, who=self.describe(), biases=True, frozen=True)
+        who, model = self.describe(), core.model
+        chosen = select_weights(model, self.weights, who=who, biases=True, frozen=True)
+        if as_patterns(self.without):
+            out = select_parameters(model, self.without, who=who)
+            chosen = {name: weight for name, weight in chosen.items() if name not in out}
+            if not chosen:
+                raise UserError(f"{who}: without= leaves no weight to clip; let it match fewer")
         if any(is_sharded(weight) for weight in chosen.values()):
             raise UserError(
-                f"{self.describe()}: needs all weights of a unit, of which a rank has a part if parameters are sharded;"
-                " use strategy='ddp'"
+                f"{who}: needs all weights of a unit, of which a rank has a part if parameters are sharded; use"
+                " strategy='ddp'"
             )
-        units = units_by_weight(core.model)
-        self.chosen_: list[tuple[nn.Parameter, Units | None]] = [
-            (weight, units[weight] if weight.ndim > 1 else None) for weight in chosen.values()
-        ]
+        units = units_by_weight(model)
+        self.chosen_ = {name: (weight, units[weight]) for name, weight in chosen.items()}
 
     def transform_gradients(self, step: Step) -> None:
         """Clip unit by unit."""
-        for weight, units in self.chosen_:
+        for name, (weight, units) in self.chosen_.items():
             gradient = weight.grad
             if gradient is None or not weight.requires_grad:
                 continue
-            if units is None:  # a bias or gain of each unit
-                gradient.copy_(
-                    clipped(gradient.reshape(-1, 1), weight.reshape(-1, 1), self.ratio, self.least).view_as(gradient)
+            if gradient.is_sparse:
+                raise UserError(
+                    f"{self.describe()}: {name} has sparse gradients, and a unit takes a part of all rows; make the"
+                    f" layer with sparse=False, or leave it out by without={name!r}"
                 )
-                continue
-            rows = clipped(as_matrices(gradient, units), as_matrices(weight, units), self.ratio, self.least)
-            gradient.copy_(as_weight(rows, weight, units))
+            if weight.ndim < 2:  # a bias or gain of each unit
+                rows = clipped(gradient.reshape(-1, 1), weight.reshape(-1, 1), self.ratio, self.least)
+                gradient.copy_(rows.view_as(gradient))
+            else:
+                rows = clipped(as_matrices(gradient, units), as_matrices(weight, units), self.ratio, self.least)
+                gradient.copy_(as_weight(rows, weight, units))
