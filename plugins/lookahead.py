@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from framework.ops.patterns import select_weights
 from framework.ops.shards import laid_out_as, locals_of
+from framework.ops.weights import Training
 from framework.plugin import Host, Plugin, Step
 from framework.ranges import LogRange, Range
 from framework.settings import Bounds, PositiveInt
@@ -40,10 +41,11 @@ class Lookahead(Plugin):
     .. math:: \phi \leftarrow \phi + \alpha\,(\theta - \phi), \quad \theta \leftarrow \phi \qquad \text{every } k
         \text{ steps}
 
-    Slow weights :math:`\phi` begin where training does. The optimizer keeps its state, such as momentum, from one round
-    to the next. Averaging over rounds damps directions in which the optimizer oscillates, so that larger learning rates
-    can be used. A step that is skipped, since it was not finite, does not count. Weights that are frozen stay as they
-    are; one that is thawed begins a slow weight at its value then.
+    Slow weights :math:`\phi` begin where training does, and anew where a later phase does. The optimizer keeps its
+    state, such as momentum, from one round to the next. Averaging over rounds damps directions in which the optimizer
+    oscillates, so that larger learning rates can be used. A step that is skipped, since it was not finite, does not
+    count. Weights that are frozen stay as they are and need no slow weight; one that is thawed, or thawed again, begins
+    a slow weight at its value then. Costs a copy of the weights that train.
 
     Args:
         every: k, 5 to 20.
@@ -53,7 +55,7 @@ class Lookahead(Plugin):
         >>> Lookahead(every=10).describe()
         'Lookahead(every=10)'
 
-    Interacts with: ``WeightAverage``, which averages without changing the path of training; place it after this plugin.
+    Interacts with: ``WeightAverage``, which averages without changing the path of training, and comes after it.
     Validation between two rounds sees the optimizer's weights: let k divide the steps of an epoch.
 
     Source: Zhang, Lucas, Hinton and Ba (2019), Lookahead optimizer: k steps forward, 1 step back.
@@ -62,38 +64,52 @@ class Lookahead(Plugin):
     every: Annotated[PositiveInt, LogRange(2, 50)] = 5
     alpha: Annotated[float, Bounds(low=0, high=1, open_low=True), Range(0.1, 1.0)] = 0.5
 
-    examples = ({"every": 2},)
+    examples = ({"every": 2}, {"every": 3, "alpha": 0.8})
     absent = ({"every": 10**6},)
+
+    before = {"WeightAverage": "it averages the weights as they are after the pull"}
 
     def attach(self, core: Host) -> None:
         """Find the weights."""
-        self.all_ = select_weights(core.model, "*", who="Lookahead", biases=True, frozen=True)
+        self.all_: dict[str, nn.Parameter] = dict(core.model.named_parameters())
+        self.training_ = Training(self.all_.values())
+        self.complete_ = False
         self.slow_: dict[str, Tensor] = {}
         self.done_ = 0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew with a run or phase, and move what was resumed to the weights' device."""
+        if not trainer.global_step:
+            self.slow_, self.done_ = {}, 0
+        self.slow_ = {name: slow.to(self.all_[name].device) for name, slow in self.slow_.items()}
+        self.complete_ = False
+
     @torch.no_grad()
     def begin_step(self, step: Step) -> None:
-        """Begin slow weights, before the first update of those that train."""
-        for name, weight in self.all_.items():
-            if weight.requires_grad and name not in self.slow_:
-                self.slow_[name] = weight.detach().clone()
+        """Begin slow weights, before the first update of those that train; drop those that are frozen."""
+        if not self.training_.changed() and self.complete_:
+            return
+        self.complete_ = True
+        live = {name: weight for name, weight in self.all_.items() if weight.requires_grad}
+        self.slow_ = {n: self.slow_[n] if n in self.slow_ else weight.detach().clone() for n, weight in live.items()}
 
     def after_update(self, step: Step) -> None:
         """Pull the slow weights, and go on from them."""
         self.done_ += 1
         if self.done_ % self.every:
             return
-        names = [name for name in self.slow_ if self.all_[name].requires_grad]
+        names = [name for name in self.slow_ if self.all_[name].requires_grad]  # another plugin may have frozen one
         if names:
             slow, fast = (locals_of(held[name] for name in names) for held in (self.slow_, self.all_))
             pulled(slow, fast, self.alpha)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the slow weights by name, and the number of updates."""
-        return {"slow": dict(getattr(self, "slow_", {})), "done": getattr(self, "done_", 0)}
+        return {"slow": dict(self.slow_), "done": self.done_}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load them."""
         self.done_ = state_dict["done"]
         kept = {name: self.all_[name] for name in state_dict["slow"] if name in self.all_}
         self.slow_ = {name: laid_out_as(state_dict["slow"][name].to(w), w) for name, w in kept.items()}
+        self.complete_ = False
