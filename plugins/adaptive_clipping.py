@@ -11,7 +11,7 @@ from torch import Tensor
 from framework.errors import UserError
 from framework.ops.matrices import as_matrices, as_weight
 from framework.ops.patterns import Patterns, as_patterns, select_parameters, select_weights
-from framework.ops.shards import is_sharded
+from framework.ops.shards import refuse_shards
 from framework.ops.units import units_by_weight
 from framework.plugin import Host, Plugin, Step
 from framework.ranges import LogRange
@@ -93,11 +93,7 @@ class AdaptiveClipping(Plugin):
             chosen = {name: weight for name, weight in chosen.items() if name not in out}
             if not chosen:
                 raise UserError(f"{who}: without= leaves no weight to clip; let it match fewer")
-        if any(is_sharded(weight) for weight in chosen.values()):
-            raise UserError(
-                f"{who}: needs all weights of a unit, of which a rank has a part if parameters are sharded; use"
-                " strategy='ddp'"
-            )
+        refuse_shards(chosen.values(), who)
         units = units_by_weight(model)
         self.chosen_ = {name: (weight, units[weight]) for name, weight in chosen.items()}
 

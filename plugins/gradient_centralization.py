@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from framework.errors import UserError, some
+from framework.ops.matrices import as_matrices, as_weight
 from framework.ops.patterns import Patterns, select_weights
-from framework.ops.shards import is_sharded
-from framework.ops.units import Units, units_by_weight
+from framework.ops.shards import refuse_shards
+from framework.ops.units import Units, fan_in, units_by_weight
 from framework.plugin import Host, Plugin, Step
 
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
@@ -32,25 +33,8 @@ def centralized(gradient: Tensor, units: Units) -> Tensor:
         tensor([[-1.,  1.],
                 [ 0.,  0.]])
     """
-    if units.out == 0:
-        dims = tuple(range(1, gradient.ndim))
-        return gradient - gradient.mean(dims, keepdim=True)
-    # a transposed convolution holds the inputs of each block in the first dimension
-    blocks = gradient.reshape(units.blocks, len(gradient) // units.blocks, *gradient.shape[1:])
-    dims = (1, *range(3, blocks.ndim))
-    return (blocks - blocks.mean(dims, keepdim=True)).reshape(gradient.shape)
-
-
-def inputs(weight: Tensor, units: Units) -> int:
-    """Return how many entries of a weight feed each output unit.
-
-    Example:
-        >>> import torch
-        >>> inputs(torch.zeros(6, 2, 3, 3), Units(blocks=2)), inputs(torch.zeros(4, 3, 3, 3), Units(1, 0, blocks=2))
-        (18, 18)
-    """
-    # the second dimension counts the units of one block only
-    return weight.numel() // (weight.shape[units.out] * (units.blocks if units.out else 1))
+    rows = as_matrices(gradient, units)
+    return as_weight(rows - rows.mean(2, keepdim=True), gradient, units)
 
 
 class GradientCentralization(Plugin):
@@ -91,18 +75,14 @@ class GradientCentralization(Plugin):
     def attach(self, core: Host) -> None:
         """Select the weights."""
         chosen = select_weights(core.model, self.weights, who=self.describe(), frozen=True)
-        if any(is_sharded(weight) for weight in chosen.values()):
-            raise UserError(
-                f"{self.describe()}: needs all inputs of a unit, of which a rank has a part if parameters are sharded;"
-                " use strategy='ddp'"
-            )
+        refuse_shards(chosen.values(), self.describe())
         # with the tensors that a parametrized table is made of
         looked_up = {
             weight for layer in core.model.modules() if isinstance(layer, _TABLES) for weight in layer.parameters()
         }
         units = units_by_weight(core.model)
         pairs = [(weight, units[weight]) for weight in chosen.values() if weight not in looked_up]
-        self.chosen_ = [(weight, where) for weight, where in pairs if inputs(weight, where) > 1]
+        self.chosen_ = [(weight, where) for weight, where in pairs if fan_in(weight, where) > 1]
         if not self.chosen_:
             raise UserError(
                 f"{self.describe()}: nothing to centralize in {some(chosen)}: gradients of embeddings and of units of"

@@ -41,7 +41,7 @@ class Lookahead(Plugin):
     .. math:: \phi \leftarrow \phi + \alpha\,(\theta - \phi), \quad \theta \leftarrow \phi \qquad \text{every } k
         \text{ steps}
 
-    Slow weights :math:`\phi` begin where training does, and anew where a later phase does. The optimizer keeps its
+    Slow weights :math:`\phi` begin where training does, and again where a later phase does. The optimizer keeps its
     state, such as momentum, from one round to the next. Averaging over rounds damps directions in which the optimizer
     oscillates, so that larger learning rates can be used. A step that is skipped, since it was not finite, does not
     count. Weights that are frozen stay as they are and need no slow weight; one that is thawed, or thawed again, begins
@@ -78,7 +78,7 @@ class Lookahead(Plugin):
         self.done_ = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew with a run or phase, and move what was resumed to the weights' device."""
+        """Begin again with a run or phase, and move what was resumed to the weights' device."""
         if not trainer.global_step:
             self.slow_, self.done_ = {}, 0
         self.slow_ = {name: slow.to(self.all_[name].device) for name, slow in self.slow_.items()}

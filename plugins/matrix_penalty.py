@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from framework.errors import UserError
 from framework.ops.matrices import as_matrices, as_weight, nuclear, orthogonality, spectral
 from framework.ops.patterns import Patterns, select_weights
-from framework.ops.shards import is_sharded
+from framework.ops.shards import refuse_shards
 from framework.ops.units import units_by_weight
 from framework.plugin import Host, Plugin, Step
 from framework.ranges import LogRange
@@ -84,11 +83,7 @@ class MatrixPenalty(Plugin):
         who = f"MatrixPenalty(weights={self.weights!r})"
         units = units_by_weight(core.model)
         chosen = select_weights(core.model, self.weights, who=who, frozen=True)
-        if any(is_sharded(weight) for weight in chosen.values()):
-            raise UserError(
-                f"{self.describe()}: needs whole matrices, of which a rank has a part if parameters are sharded; use"
-                " strategy='ddp'"
-            )
+        refuse_shards(chosen.values(), self.describe())
         self.chosen_ = [(weight, units[weight]) for weight in chosen.values()]
 
     def _terms(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -13,7 +13,7 @@ from framework.ops.patterns import Patterns, normalized, select_weights
 from framework.ops.proximal import group_norms
 from framework.ops.shards import locals_of
 from framework.ops.tables import other_rows, padding_rows, tables
-from framework.ops.units import Units, units_by_weight
+from framework.ops.units import Units, fan_in, units_by_weight
 from framework.ops.weights import Training
 from framework.plugin import Finding, Host, Plan, Plugin, Step
 from framework.ranges import LogRange
@@ -49,8 +49,7 @@ def constrain(
         return
     places = [Units()] * len(weights) if units is None else units
     wide = [w.float() if w.dtype in (torch.float16, torch.bfloat16) else w for w in weights]
-    # entries of one vector; the second dimension counts the units of one block only
-    counts = [w.numel() / (w.shape[u.out] * (u.blocks if u.out else 1)) for w, u in zip(weights, places, strict=True)]
+    counts = [fan_in(weight, where) for weight, where in zip(weights, places, strict=True)]
     factors = []
     for rms, count in zip(group_norms(wide, "rows", weigh=False, units=places), counts, strict=True):
         length = rms * count**0.5

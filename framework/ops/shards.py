@@ -8,10 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.errors import UserError
+
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether a tensor is sharded across ranks."""
     return hasattr(tensor, "full_tensor")
+
+
+def refuse_shards(weights: Iterable[Tensor], who: str) -> None:
+    """Refuse sharded weights on behalf of a plugin that looks at whole output units.
+
+    Args:
+        weights: the weights.
+        who: the plugin that the error names.
+
+    Raises:
+        UserError: if one is sharded.
+    """
+    if any(is_sharded(weight) for weight in weights):
+        raise UserError(
+            f"{who}: needs all weights of a unit, of which a rank has a part if parameters are sharded; use"
+            " strategy='ddp'"
+        )
 
 
 def locals_of(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -42,6 +42,18 @@ def units_of(layer: nn.Module) -> Units:
     return Units()
 
 
+def fan_in(weight: Tensor, units: Units) -> int:
+    """Return how many entries of a weight feed each output unit, the positions of a kernel included.
+
+    Example:
+        >>> import torch
+        >>> fan_in(torch.zeros(6, 2, 3, 3), Units(blocks=2)), fan_in(torch.zeros(4, 3, 3, 3), Units(1, 0, blocks=2))
+        (18, 18)
+    """
+    # the second dimension counts the units of one block only
+    return weight.numel() // (weight.shape[units.out] * (units.blocks if units.out else 1))
+
+
 def units_by_weight(model: nn.Module) -> dict[Tensor, Units]:
     """Return where each parameter has its output units; for an embedding tied to another layer, as that layer has them.
 

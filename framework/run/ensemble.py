@@ -25,7 +25,6 @@ from framework.run.caller import as_alone
 from framework.run.evaluate import run_trainer, trained
 from framework.run.export import export
 
-_SAMPLES = 3  # of the example input of an exported network
 _QUIET = {"enable_progress_bar": False, "devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 
@@ -119,7 +118,7 @@ def ensemble(
         predictions[stage] = combined(every, list(weights.values()), kind)
         metrics |= one.measure(stage, predictions[stage])
     if out is not None:
-        _write(recipe, weights, kind, Path(out), first)
+        _write(recipe, weights, kind, Path(out))
     members = {folder: one.measure("val", one.prediction) for folder, one in seen.items()}
     return Ensemble(weights, metrics, members, predictions, None if out is None else Path(out))
 
@@ -220,7 +219,7 @@ class _Committee(nn.Module):
         return combined([member(x) for member in self.members], self._weights, self._outputs)
 
 
-def _write(recipe: Source, weights: Mapping[Path, float], kind: Outputs, out: Path, seen: _Seen) -> None:
+def _write(recipe: Source, weights: Mapping[Path, float], kind: Outputs, out: Path) -> None:
     members = []
     with tempfile.TemporaryDirectory() as place:
         for index, folder in enumerate(weights):

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 
 from framework import Data, Recipe, UserError, fit
 from framework.ops.matrices import as_matrices
-from framework.ops.units import Units, units_of
-from plugins.gradient_centralization import GradientCentralization, centralized, inputs
+from framework.ops.units import Units, fan_in, units_of
+from plugins.gradient_centralization import GradientCentralization, centralized
 from plugins.optimizer import Optimizer
 
 
@@ -90,7 +90,7 @@ def test_a_unit_is_what_feeds_one_output(layer: Any) -> None:
     for unit in range(len(layer.bias)):
         (feeds,) = torch.autograd.grad(layer(x)[:, unit].sum(), layer.weight)
         entries = feeds != 0
-        assert entries.sum() == inputs(weight, units_of(layer))
+        assert entries.sum() == fan_in(weight, units_of(layer))
         torch.testing.assert_close(found[entries], weight[entries] - weight[entries].mean())
 
 
