@@ -15,6 +15,7 @@ from framework.ops.keyed import Stream
 from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
 from plugins.drop_block import DropBlock, blocks, drop_blocks, gamma_share, places
+from tests.by_hand import loop
 
 X = torch.randn(64, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3
@@ -124,16 +125,12 @@ def test_a_fit_equals_a_loop_by_hand() -> None:
 
     model = network(after)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    loader = Data((X, Y), batch_size=16).train_loader(seed=3)
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        for window in loader:
-            x, y = window.batches[0]
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            index += 1
-    expected = nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    def count() -> None:
+        nonlocal index
+        index += 1
+
+    expected = loop(model, F.cross_entropy, (X, Y), optimizer, count)
     run = trained(DropBlock("Conv2d", 3, 0.3))
     torch.testing.assert_close(weights_of(run), expected, rtol=0, atol=1e-6)
     assert not torch.allclose(expected, weights_of(trained()), atol=1e-4)

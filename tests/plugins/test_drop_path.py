@@ -16,6 +16,7 @@ from framework.plugin.finding import LintWarning
 from framework.plugin.step import Step
 from plugins.drop_path import DropPath, drop_samples, shares
 from plugins.strength_schedule import StrengthSchedule
+from tests.by_hand import loop
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3
@@ -103,16 +104,12 @@ def test_a_fit_equals_a_loop_by_hand(by_depth: bool) -> None:
 
     model = network(after(1), after(2), after(3))
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    loader = Data((X, Y), batch_size=16).train_loader(seed=3)
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        for window in loader:
-            x, y = window.batches[0]
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            index += 1
-    expected = nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    def count() -> None:
+        nonlocal index
+        index += 1
+
+    expected = loop(model, F.cross_entropy, (X, Y), optimizer, count)
     run = trained(DropPath("*.branch", 0.6, by_depth=by_depth))
     torch.testing.assert_close(weights_of(run), expected, rtol=0, atol=1e-6)
     assert not torch.allclose(expected, weights_of(trained()), atol=1e-4)

@@ -17,6 +17,7 @@ from framework.plugin.finding import LintWarning
 from plugins.embedding_dropout import EmbeddingDropout, drop_words
 from plugins.optimizer import Optimizer
 from plugins.strength_schedule import StrengthSchedule
+from tests.by_hand import loop
 
 WORDS = 12
 X = torch.randint(WORDS, (64, 5), generator=torch.Generator().manual_seed(0))
@@ -80,16 +81,12 @@ def test_a_fit_equals_a_loop_by_hand(tied: bool, micros: int) -> None:
 
     model = Reader(look, tied)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    loader = Data((X, Y), batch_size=16).train_loader(seed=3)
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        for window in loader:
-            x, y = window.batches[0]
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            index += 1
-    expected = nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    def count() -> None:
+        nonlocal index
+        index += 1
+
+    expected = loop(model, F.cross_entropy, (X, Y), optimizer, count)
     cut = {"batch_size": 16 // micros, "accumulate_grad_batches": micros}
     run = trained(EmbeddingDropout(rate=0.4), model=Reader(tied=tied), **cut)
     torch.testing.assert_close(weights_of(run), expected, rtol=1e-5, atol=1e-6)

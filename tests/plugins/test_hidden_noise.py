@@ -17,6 +17,7 @@ from framework.plugin.edits import WeightEdits
 from framework.plugin.step import Step
 from plugins.hidden_noise import HiddenNoise
 from plugins.strength_schedule import StrengthSchedule
+from tests.by_hand import loop
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = (X @ torch.linspace(-1, 1, 8)).unsqueeze(1)
@@ -91,16 +92,12 @@ def test_a_fit_equals_a_loop_by_hand(plugin, formula):
 
     model = Net(after)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    loader = Data((X, Y), batch_size=16).train_loader(seed=3)
-    for epoch in range(2):
-        loader.set_epoch(epoch)
-        for window in loader:
-            x, y = window.batches[0]
-            optimizer.zero_grad()
-            functional.mse_loss(model(x), y).backward()
-            optimizer.step()
-            index += 1
-    expected = nn.utils.parameters_to_vector(model.parameters()).detach()
+
+    def count() -> None:
+        nonlocal index
+        index += 1
+
+    expected = loop(model, functional.mse_loss, (X, Y), optimizer, count)
     torch.testing.assert_close(weights_of(train([plugin])), expected, rtol=0, atol=1e-6)
     assert not torch.allclose(expected, weights_of(train()), atol=1e-4)
 
