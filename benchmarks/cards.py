@@ -88,7 +88,7 @@ def network(task: str) -> nn.Module:
 
 
 def run(task: str, plugins: Mapping[str, Mapping[str, Any]], seed: int, epochs: int) -> dict[str, float]:
-    """Train once and return accuracy and loss on all other samples, and seconds."""
+    """Train once and return accuracy and loss on all other samples."""
     x, y = samples(task)
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     train, test = order[: 200 if task == IMAGES else 100], order[200 if task == IMAGES else 100 :]
@@ -104,11 +104,11 @@ def run(task: str, plugins: Mapping[str, Mapping[str, Any]], seed: int, epochs: 
     with torch.no_grad(), done.core.evaluation():
         logits = done.core.model.eval()(x[test])
     right, loss = (logits.argmax(1) == y[test]).float().mean(), nn.functional.cross_entropy(logits, y[test])
-    return {"accuracy": float(right), "loss": float(loss), "seconds": done.seconds}
+    return {"accuracy": float(right), "loss": float(loss)}
 
 
 def table(runs: Sequence[Mapping[str, Any]], task: str) -> str:
-    """Return a Markdown table of a task: gain in accuracy (points) and loss, with what can be told, and time."""
+    """Return a Markdown table of a task: gain in accuracy (points) and loss, with what can be told."""
     figures = {(one["plugin"], one["seed"]): one for one in runs if one["task"] == task}
     names = list(dict.fromkeys(name for name, _ in figures if name != "none"))
     plain = {seed: one for (name, seed), one in figures.items() if name == "none"}
@@ -118,16 +118,15 @@ def table(runs: Sequence[Mapping[str, Any]], task: str) -> str:
 
     accuracy = {name: gains(name, lambda a, b: 100 * (a["accuracy"] - b["accuracy"])) for name in names}
     loss = {name: gains(name, lambda a, b: b["loss"] - a["loss"]) for name in names}
-    lines = ["| alone | accuracy, points | interval | | loss, less by | interval | | time |", "|---" * 8 + "|"]
+    lines = ["| alone | accuracy, points | interval | | loss, less by | interval | |", "|---" * 7 + "|"]
     of_accuracy, of_loss = (compare_pairs(one, higher_is_better=True) for one in (accuracy, loss))
     for name in sorted(names, key=lambda one: -of_loss[one].mean):
-        time = statistics.median(gains(name, lambda a, b: a["seconds"] / b["seconds"]))
         cells = []
         for found, digits in ((of_accuracy[name], 2), (of_loss[name], 4)):
             verdict = found.verdict(higher_is_better=True)
             ends = f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
             cells += [f"{found.mean:+.{digits}f}", ends, "" if verdict == "not told apart" else verdict]
-        lines.append(f"| {name} | {' | '.join(cells)} | × {time:.2f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     mean = statistics.fmean(100 * one["accuracy"] for one in plain.values())
     level = statistics.fmean(one["loss"] for one in plain.values())
     return f"{task}: without any plugin {mean:.2f} %, loss {level:.4f}, {len(plain)} seeds\n\n" + "\n".join(lines)
