@@ -174,7 +174,7 @@ class _Seen(pl.Callback):
             seen.outcomes.append(outcome)
             return outcome
 
-        vars(found.core)["compute_loss"] = kept
+        vars(found.core)["compute_loss"] = kept  # where each batch's prediction and target are, whatever the core
         run_trainer(kind, found.core, found.recipe, {**found.options, **_QUIET}, found.checkpoint)
         if not all(isinstance(one, Tensor) for each in seen.outcomes for one in (each.prediction, each.target)):
             raise UserError(f"ensemble: {folder} predicts no tensors, of which alone a mean can be taken")

@@ -159,7 +159,9 @@ class Space:
         A trial that searched both would set what the parameter says to something else.
         """
         found: dict[str, str] = {}
-        for _, annotation, value, name in [one for one in self._candidates(recipe) if one[0] is None]:
+        every = list(self._candidates(recipe))
+        before = {path: plain(value) for owner, _, value, path in every if owner is not None}
+        for _, annotation, value, name in [one for one in every if one[0] is None]:
             given = self.order.search.get(name)
             searched = range_of(annotation) if given is None else read_range(given, annotation, name)
             if name in self.order.parameters:
@@ -175,12 +177,8 @@ class Space:
                         changed = self.order.spec({"parameters": {name: other}}).build()
                 except Exception:  # whatever the recipe raises, it takes no such value
                     continue
-                settings = {path: plain(one) for _, _, one, path in self._candidates(changed)}
-                found |= {
-                    path: name
-                    for owner, _, one, path in self._candidates(recipe)
-                    if owner is not None and path in settings and settings[path] != plain(one)
-                }
+                after = {path: plain(one) for owner, _, one, path in self._candidates(changed) if owner is not None}
+                found |= {path: name for path in before if path in after and after[path] != before[path]}
         return found
 
     def _candidates(self, recipe: Recipe) -> Iterator[tuple[Plugin | None, Any, Any, str]]:
