@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from framework.errors import UserError, did_you_mean
+from framework.errors import UserError, did_you_mean, one_line
 from framework.plugin.plan import higher_is_better, ways_of
 from framework.recipe.lint import lint, plan_of, raise_or_warn
 from framework.recipe.load import load_recipe
@@ -120,8 +120,16 @@ class Order:
         """Raise what lint finds wrong in the recipe, or warn of it, before many runs are made of it.
 
         Raises:
-            UserError: for an error, and if the recipe never logs the metric.
+            UserError: for an error, if the recipe never logs the metric, or if it has fewer folds than were asked for.
         """
+        if self.folds:
+            try:
+                self.spec({"parameters": {"fold": self.folds - 1}}).build()
+            except Exception as error:  # whatever the recipe raises, it has no such fold
+                raise UserError(
+                    f"folds={self.folds}: the recipe has no fold {self.folds - 1}:"
+                    f" {type(error).__name__}: {one_line(error)}; give fewer folds"
+                ) from error
         core = recipe.make_core(0, recipe.trainer)
         core.attach_plugins()
         raise_or_warn(lint(recipe, core, recipe.trainer), self.spec({}).name)

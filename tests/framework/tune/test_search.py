@@ -122,3 +122,12 @@ def test_an_impossible_choice_fails_one_trial_alone(toy: Path, tmp_path: Path) -
     assert 0 < len(failed) < 6
     assert all("kind='masking', rate=None" in one.user_attrs["error"] for one in failed)
     assert found.best is not None
+
+
+def test_more_folds_than_the_recipe_has(toy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "two_folds.py"
+    path.write_text(toy.read_text().replace("manual_seed(fold or 0)", "manual_seed([0, 1][fold or 0])"))
+    assert tune(path, trials=1, folds=2, logs=tmp_path).best is not None
+    with pytest.raises(UserError, match=r"folds=3: the recipe has no fold 2: IndexError: list index out of range"):
+        tune(path, trials=1, folds=3, name="more", logs=tmp_path)
+    assert not list(tmp_path.glob("*/studies/more"))
